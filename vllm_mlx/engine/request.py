@@ -8,24 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class MediaSpan:
-    """The token range that stands for one image, clip or sound.
-
-    `inputs` are the encoder's numpy inputs exactly as the model's processor made them (for example
-    `pixel_values` float32 [num_patches, patch_dim] and `image_grid_thw` int [1, 3]); `content_hash` covers all of them.
-    """
-
-    start: int
-    length: int
-    kind: str
-    content_hash: bytes
-    inputs: Mapping[str, np.ndarray]
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+from ..models.span import MediaSpan as MediaSpan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,87 @@
+"""From a model folder to something the engine can run: weights, tokenizer, processor, profile. MLX thread only.
+
+Text checkpoints go through mlx-lm, multimodal ones through mlx-vlm; the two stacks' classes never meet. Whatever is
+wrong with a folder ends as one `ModelLoadError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx_lm.utils
+
+from ..errors import ModelLoadError
+from .base import LanguageModel
+from .memory import available_memory_bytes
+from .profile import ModelProfile, read_profile
+from .stack import load_tokenizer, loading, with_precision
+from .text import TextModel
+from .weights import apply_precision, choose_precision
+
+if TYPE_CHECKING:
+    from .media import MediaProcessor
+
+__all__ = ["LoadedModel", "load", "read_profile"]
+
+
+@dataclass
+class LoadedModel:
+    """`tokenizer` is transformers' own object; `processor` and `media` are None for a model served as text."""
+
+    model: LanguageModel
+    tokenizer: Any
+    processor: Any
+    profile: ModelProfile
+    media: MediaProcessor | None
+
+
+def load(
+    path: Path | str,
+    *,
+    mllm: bool | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    memory_limit_bytes: int | None = None,
+) -> LoadedModel:
+    """Load the model in folder `path`. `mllm`: True demands encoders, False leaves them out, None goes by metadata."""
+    profile = read_profile(path)
+    if mllm and not profile.is_multimodal:
+        raise ModelLoadError(f"{profile.name} has no image, video or audio encoder; serve it without --mllm.")
+    has_gpu = mx.default_device().type == mx.gpu
+    available = available_memory_bytes(mx.device_info(), has_gpu=has_gpu)
+    if memory_limit_bytes is not None:
+        available = min(available, memory_limit_bytes)
+    if profile.weights_bytes > available:
+        raise ModelLoadError(
+            f"{profile.name} needs {_gib(profile.weights_bytes)} for its weights, but {_gib(available)} of memory is "
+            "available; use a smaller or more strongly quantised version."
+        )
+    precision = choose_precision(
+        dtype,
+        is_cpu=not has_gpu,
+        num_parameters=profile.num_parameters,
+        is_quantized=profile.quantization is not None,
+        stored_dtype=profile.dtype,
+        available_bytes=available,
+    )
+    if profile.is_multimodal and mllm is not False:
+        from .multimodal import load_multimodal  # mlx-vlm is slow to import and text models do not need it
+
+        return load_multimodal(profile, precision, trust_remote_code=trust_remote_code)
+
+    if profile.is_multimodal:
+        profile = replace(profile, is_multimodal=False, modalities=frozenset({"text"}))
+    with loading(profile):
+        weights, _ = mlx_lm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
+        apply_precision(weights, precision)
+    profile = with_precision(profile, weights, precision.note)
+    tokenizer = load_tokenizer(profile, trust_remote_code=trust_remote_code)
+    model = TextModel(weights, profile)
+    return LoadedModel(model=model, tokenizer=tokenizer, processor=None, profile=model.profile, media=None)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.1f} GiB"

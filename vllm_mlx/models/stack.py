@@ -1,0 +1,92 @@
+"""What loading text and multimodal models have in common: tokenizer, profile after loading, error sentences.
+
+MLX thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..errors import ModelLoadError
+from .profile import ModelProfile
+
+
+@contextmanager
+def loading(profile: ModelProfile) -> Iterator[None]:
+    """Turn whatever a model library raises about a folder into one sentence; the cause stays attached."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except MemoryError as error:
+        raise ModelLoadError(f"{profile.name} does not fit in memory; use a smaller or quantised version.") from error
+    except Exception as error:  # the boundary to two libraries that raise anything at all
+        raise ModelLoadError(_sentence(profile, error)) from error
+
+
+def _sentence(profile: ModelProfile, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:300] + " ..."
+    lowered = text.lower()
+    if "not supported" in lowered and "model type" in lowered:
+        return (
+            f"{profile.name} has the architecture {profile.model_type!r}, which the installed mlx-lm and mlx-vlm do "
+            "not know; update them, or serve another model."
+        )
+    if "trust_remote_code" in lowered:
+        return f"{profile.name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
+    if "parameters not in model" in lowered or "missing" in lowered and "parameters" in lowered:
+        return f"The weights of {profile.name} do not fit the architecture its config.json names ({text})."
+    if isinstance(error, KeyError | TypeError | AttributeError):
+        return f"config.json of {profile.name} is not what {profile.model_type} needs ({type(error).__name__}: {text})."
+    return f"{profile.name} cannot be loaded ({type(error).__name__}: {text})."
+
+
+def with_precision(profile: ModelProfile, model: nn.Module, note: str | None) -> ModelProfile:
+    """The profile as it is after loading: dtype, bytes and quantisation of the arrays that are really there."""
+    sizes: dict[mx.Dtype, int] = {}
+    is_packed = False
+    num_bytes = 0
+    for name, array in tree_flatten(model.parameters()):
+        num_bytes += array.nbytes
+        if mx.issubdtype(array.dtype, mx.floating):
+            sizes[array.dtype] = sizes.get(array.dtype, 0) + array.size
+        elif name.endswith("weight") and array.dtype == mx.uint32:
+            is_packed = True
+    dtype = max(sizes, key=lambda d: sizes[d], default=mx.float32)
+    return replace(
+        profile,
+        dtype=str(dtype).removeprefix("mlx.core."),
+        weights_bytes=num_bytes,
+        quantization=profile.quantization if is_packed else None,
+        notes=(*profile.notes, note) if note else profile.notes,
+    )
+
+
+def load_tokenizer(profile: ModelProfile, *, trust_remote_code: bool) -> Any:
+    """transformers' fast tokenizer of a folder, with the chat template that the profile found."""
+    path = profile.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # any library may stand behind a tokenizer class
+        if not (path / "tokenizer.json").is_file():
+            if not any((path / n).is_file() for n in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
+                raise ModelLoadError(
+                    f"{path} holds no tokenizer (tokenizer.json); finish the download, or check the path."
+                ) from error
+            raise ModelLoadError(_sentence(profile, error)) from error
+        with loading(profile):
+            # AutoTokenizer also validates config.json, and refuses what the model code accepts.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    if profile.chat_template and not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = profile.chat_template
+    return tokenizer

@@ -1,0 +1,79 @@
+"""Text models: mlx-lm's model classes behind `LanguageModel`. MLX thread only.
+
+All of them take `(tokens, cache=...)` and find positions in the cache, so the adapter is thin; the one question is
+whether their caches and their code hold several rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from ..errors import EngineError
+from .base import Features, Prompt
+from .profile import ModelProfile
+from .span import MediaSpan
+
+# Cache classes whose contents can stand in rows of one batch.
+BATCHABLE_CACHES = frozenset({"KVCache", "RotatingKVCache", "ArraysCache"})
+
+# Code that does host arithmetic on `cache.offset`, or mixes rows: one row at a time, whatever the cache class.
+SINGLE_ROW_TYPES: Mapping[str, str] = {
+    "gpt_bigcode": "its position ids are built on the host from one offset",
+    "phi3small": "its block-sparse attention places queries by the length of the whole batch",
+    "minimax_m3_vl": "its sparse attention chooses key blocks by the length of the whole batch",
+}
+
+
+class TextModel:
+    """`LanguageModel` over an mlx-lm model."""
+
+    atomic_spans = False
+
+    def __init__(self, model: Any, profile: ModelProfile) -> None:
+        self._model = model
+        reason = why_single_row(self.make_cache(), profile.model_type)
+        if reason:
+            profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
+        self.profile = profile
+
+    def make_cache(self) -> list[Any]:
+        return list(make_prompt_cache(self._model))
+
+    def encode(self, span: MediaSpan) -> Features:
+        raise EngineError(f"{self.profile.name} is served as a text model and cannot see a {span.kind}.")
+
+    def prompt_state(self, prompt: Prompt) -> None:
+        return None
+
+    def prefill(
+        self, tokens: mx.array, start: int, cache: list[Any], state: Any | None, features: Mapping[int, Features]
+    ) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
+
+    def decode(
+        self, tokens: mx.array, positions: Sequence[int], cache: list[Any], states: Sequence[Any | None]
+    ) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits[:, -1, :]
+
+    def close(self) -> None:
+        self._model = None
+
+
+def why_single_row(cache: Sequence[Any], model_type: str) -> str | None:
+    """A sentence when the model can only run one row at a time, else None."""
+    if model_type in SINGLE_ROW_TYPES:
+        return f"{model_type} runs one request at a time: {SINGLE_ROW_TYPES[model_type]}"
+    for entry in cache:
+        parts = getattr(entry, "caches", None)
+        for part in parts if parts is not None else (entry,):
+            kind = type(part).__name__
+            if kind not in BATCHABLE_CACHES:
+                return f"{model_type} runs one request at a time: rows of a {kind} cannot be batched"
+    return None
