@@ -57,7 +57,8 @@ class TokenEvent:
     """New tokens of one request. The last event of a request, and only that one, has a `finish_reason`.
 
     A stop token that ended the sequence is in `token_ids` (it counts as a completion token) and is the
-    `stop_token_id`; generation leaves it out of the text. `error` is a sentence, with FinishReason.ERROR only.
+    `stop_token_id`; generation leaves it out of the text. `detail` is a sentence with FinishReason.ERROR.
+    `prompt_logprobs`, on the first event when the request asked for them: one for each prompt token but the first.
     """
 
     request_id: str
@@ -70,6 +71,7 @@ class TokenEvent:
     timings: Timings | None = None
     cache: CacheReport | None = None
     max_batch_rows: int = 1
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
