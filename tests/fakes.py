@@ -1,4 +1,4 @@
-"""Small honest fakes for the seams of generation: a byte tokenizer, a model profile, and an engine that says what it is told.
+"""Small honest fakes for the seams of generation: a byte tokenizer, a profile, an engine that says what it is told.
 
 Used by the tests of generation and of the HTTP front; no MLX, no transformers.
 """
@@ -58,7 +58,8 @@ CHATML = """\
 </think>
 {%- endif %}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content or [] -%}
-{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part.type == 'text' %}{{ part.text }}{% endif -%}
+{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'text' %}{{ part.text }}{% endif -%}
 {%- endfor %}{% endif %}
 {%- for call in message.tool_calls or [] %}
 <tool_call>
@@ -297,7 +298,7 @@ class FakeEngine:
                 yield final(FinishReason.DEADLINE)
                 return
             if self.fails_with is not None and num_done >= self.fails_after:
-                yield final(FinishReason.ERROR, error=self.fails_with)
+                yield final(FinishReason.ERROR, detail=self.fails_with)
                 return
             batch = ids[num_done : num_done + self.tokens_per_event]
             first_token = first_token or now()

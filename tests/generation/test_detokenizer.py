@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import ByteTokenizer
-from vllm_mlx.generation.detokenizer import TokenTable
+from vllm_mlx.generation.detokenizer import TokenTable, byte_alphabet
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -121,7 +121,7 @@ def _byte_level_once():
 
 def test_part_of_a_character_is_held_back_and_becomes_a_replacement_at_the_end():
     made = _byte_level_once()
-    alphabet = {v: k for k, v in __import__("vllm_mlx.generation.detokenizer", fromlist=["x"]).byte_alphabet().items()}
+    alphabet = {byte: character for character, byte in byte_alphabet().items()}
     first, second = (made.convert_tokens_to_ids(alphabet[b]) for b in "é".encode())
     whole = TokenTable(made).new()
     assert whole.feed([first]) == "" and whole.is_holding

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..errors import Overloaded, Unavailable
+from vllm_mlx.errors import Overloaded, Unavailable
 
 
 @dataclass(frozen=True, slots=True)

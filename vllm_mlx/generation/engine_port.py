@@ -6,11 +6,11 @@ transformers fast tokenizer satisfies Tokenizer. Used on the event loop, the tok
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
-from ..engine.request import Request
-from ..engine.step import EngineStatus, TokenEvent
+from vllm_mlx.engine.request import Request
+from vllm_mlx.engine.step import EngineStatus, TokenEvent
 
 T = TypeVar("T")
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class EnginePort(Protocol):
     """What generation may ask of an engine. All methods belong to the event loop."""
 
-    def stream(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        """Submit, and give the request's events: exactly one final event, the last. Leaving early cancels.
+    def stream(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """Submit, and give the request's events: exactly one final event, the last. Leaving early (`aclose`) cancels.
 
         `TokenEvent.cache` should be set as soon as it is known, and on the final event at the latest.
         """

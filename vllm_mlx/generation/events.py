@@ -18,7 +18,7 @@ from vllm_mlx.parsers.events import (
 
 @dataclass(frozen=True, slots=True)
 class LogprobEntry:
-    """One generated token's log-probability with its text; `top` are (token text, bytes, logprob, token id) alternatives."""
+    """One token's log-probability with its text; `top` are (token text, bytes, logprob, token id) alternatives."""
 
     token: str
     token_bytes: bytes
@@ -29,14 +29,18 @@ class LogprobEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogprobsDelta:
-    """Log-probabilities of the tokens behind the next text; only when asked for."""
+    """Log-probabilities of the tokens behind the next text; only when asked for.
+
+    With `is_prompt` they are the prompt's: one entry for each token but the first, before any text.
+    """
 
     entries: tuple[LogprobEntry, ...]
+    is_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """First event of every stream: the prompt is built and the engine has it. Carries what the prompt turned out to be."""
+    """First event of every stream: the prompt is built and on its way to the engine. Says what it turned out to be."""
 
     request_id: str
     num_prompt_tokens: int
@@ -106,6 +110,7 @@ class Message:
     reasoning: str = ""
     tool_calls: list[CollectedToolCall] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
+    prompt_logprobs: list[LogprobEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     accepted: Accepted | None = None
     finished: Finished | None = None
@@ -127,7 +132,7 @@ async def collect(events: AsyncIterator[OutputEvent]) -> Message:
             case ToolCallDelta():
                 message.tool_calls[event.index].arguments += event.arguments
             case LogprobsDelta():
-                message.logprobs.extend(event.entries)
+                (message.prompt_logprobs if event.is_prompt else message.logprobs).extend(event.entries)
             case ParserNote():
                 message.notes.append(event.reason)
             case Accepted():

@@ -73,9 +73,9 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """The shape the answer must have. `kind`: json_object, json_schema, regex, choice, lark or gbnf; `value` its source.
+    """The shape the answer must have. `kind`: json_object, json_schema, regex, choice, lark or gbnf.
 
-    For json_schema the value is the schema (a mapping), for choice a tuple of strings, otherwise text (None for json_object).
+    `value` is its source: for json_schema a mapping, for choice a tuple of strings, otherwise text (None for json_object).
     """
 
     kind: str
@@ -118,6 +118,7 @@ class GenerationRequest:
 
     `timeout_s` may shorten the server's ceiling, never lengthen it. `client` identifies who asks, for fairness and
     cache namespaces. `continue_final_message` generates on from the last assistant message instead of a new turn.
+    `clamp_max_tokens`: a `max_tokens` that does not fit beside the prompt means "what is left" instead of an error.
     """
 
     id: str
@@ -144,3 +145,4 @@ class GenerationRequest:
     parse_output: bool = True
     skip_special_tokens: bool = True
     num_prompt_logprobs: int | None = None
+    clamp_max_tokens: bool = False
