@@ -118,12 +118,17 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Prompt tokens [start, end) of one sequence, computed in one step; `is_last` samples the first token."""
+    """Tokens [start, end) of one sequence, computed in one step.
+
+    After the last chunk only the sequence's last token is left, which its first decode step computes. `keep_state`:
+    the whole state after this chunk becomes a checkpoint.
+    """
 
     request_id: str
     start: int
     end: int
     is_last: bool
+    keep_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)

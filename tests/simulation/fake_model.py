@@ -1,0 +1,163 @@
+"""A model whose next token is a hash of what its KV cache holds, so that any mix-up of rows or prefixes changes the text.
+
+Two layers are imitated: a sliceable one (the list of keys written so far) and, with `is_hybrid`, a recurrent one (a
+running hash that can only be kept whole). Media positions are known to it by their content numbers, as in a cache key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllm_mlx.engine.prefix_cache import Lease, Segment
+from vllm_mlx.engine.request import Request
+from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.step import Sampled, StepPlan, StepResult
+
+VOCAB = 211
+BYTES_PER_TOKEN = 10
+STATE_BYTES = 37
+
+
+def mix(state: int, value: int) -> int:
+    return (state * 6364136223846793005 + value * 1442695040888963407 + 12345) & ((1 << 61) - 1)
+
+
+def next_token(keys: list[int], state: int, seed: int) -> int:
+    """The token after `keys`; every stored key counts (a cheap stand-in for attention), and so does the state."""
+    return (mix(mix(hash(tuple(keys)) & ((1 << 61) - 1), state), seed) >> 13) % VOCAB
+
+
+def state_after(keys: list[int]) -> int:
+    state = 7
+    for key in keys:
+        state = mix(state, key)
+    return state
+
+
+def lone_run(request: Request, *, is_hybrid: bool) -> list[int]:
+    """The completion this request must get, whatever else is going on."""
+    keys = list(request.prompt.cache_key)
+    completion: list[int] = []
+    while len(completion) < request.max_tokens:
+        state = state_after(keys) if is_hybrid else 0
+        token = next_token(keys, state, request.sampling.seed or 0)
+        completion.append(token)
+        keys.append(token)
+        if token in request.stop_token_ids and len(completion) > request.sampling.min_tokens:
+            break
+    return completion
+
+
+@dataclass(frozen=True)
+class FakeSegment:
+    keys: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.keys) * BYTES_PER_TOKEN
+
+    def split(self, num_tokens: int) -> tuple[Segment, Segment]:
+        return FakeSegment(self.keys[:num_tokens]), FakeSegment(self.keys[num_tokens:])
+
+
+@dataclass(frozen=True)
+class FakeState:
+    state: int
+    position: int
+    nbytes: int = STATE_BYTES
+
+    def split(self, num_tokens: int) -> tuple[Segment, Segment]:
+        raise AssertionError("a checkpoint is never split")
+
+
+@dataclass
+class FakeRow:
+    keys: list[int] = field(default_factory=list)
+    state: int = 7
+    device_token: int | None = None
+    kept: dict[int, FakeState] = field(default_factory=dict)
+
+    def write(self, key: int) -> None:
+        self.keys.append(key)
+        self.state = mix(self.state, key)
+
+
+@dataclass
+class FakeLaunched:
+    plan: StepPlan
+    result: StepResult
+    allows_overlap: bool
+    error: Exception | None = None
+
+
+class FakeRunner:
+    """Executes plans on lists. `fault` is asked at each launch and collect, and may raise."""
+
+    def __init__(self, *, is_hybrid: bool, fault=lambda where: None, needs_host=lambda request: False) -> None:
+        self.rows: dict[str, FakeRow] = {}
+        self.is_hybrid = is_hybrid
+        self._fault = fault
+        self._needs_host = needs_host
+        self.num_computed = 0
+
+    def bytes_for(self, num_tokens: int) -> int:
+        return num_tokens * BYTES_PER_TOKEN + (STATE_BYTES if self.is_hybrid and num_tokens else 0)
+
+    def open(self, sequence: Sequence, lease: Lease | None) -> None:
+        assert sequence.id not in self.rows
+        row = FakeRow()
+        if lease is not None and lease.num_tokens:
+            for segment in lease.segments():
+                row.keys += segment.keys
+            assert len(row.keys) == lease.num_tokens
+            if self.is_hybrid:
+                assert lease.checkpoint.position == lease.num_tokens
+                row.state = lease.checkpoint.state
+        self.rows[sequence.id] = row
+
+    def segment(self, sequence: Sequence, start: int, end: int) -> FakeSegment:
+        keys = self.rows[sequence.id].keys
+        assert end <= len(keys), "asked for keys that were never computed"
+        return FakeSegment(tuple(keys[start:end]))
+
+    def checkpoint(self, sequence: Sequence, position: int) -> FakeState | None:
+        return self.rows[sequence.id].kept.get(position)
+
+    def close(self, sequence: Sequence) -> None:
+        del self.rows[sequence.id]
+
+    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> FakeLaunched:
+        self._fault("launch")
+        sampled = []
+        for request_id in plan.decode:
+            sequence, row = sequences[request_id], self.rows[request_id]
+            position = sequence.num_computed - 1
+            assert len(row.keys) == position, f"decoding position {position} on a row of {len(row.keys)}"
+            known = sequence.cache_key
+            key = known[position] if position < len(known) else row.device_token
+            row.write(key)
+            row.device_token = next_token(
+                row.keys, row.state if self.is_hybrid else 0, sequence.request.sampling.seed or 0
+            )
+            sampled.append(Sampled(request_id, (row.device_token,)))
+        for chunk in plan.chunks:
+            sequence, row = sequences[chunk.request_id], self.rows[chunk.request_id]
+            assert len(row.keys) == chunk.start, f"chunk at {chunk.start} on a row of {len(row.keys)}"
+            for key in sequence.cache_key[chunk.start : chunk.end]:
+                row.write(key)
+            if chunk.keep_state:
+                row.kept[chunk.end] = FakeState(row.state, chunk.end)
+        self.num_computed += plan.num_tokens
+        overlap = not any(self._needs_host(sequences[i].request) for i in plan.decode)
+        return FakeLaunched(plan, StepResult(tuple(sampled)), overlap)
+
+    def collect(self, launched: FakeLaunched) -> StepResult:
+        self._fault("collect")
+        return launched.result
+
+    def reset(self) -> None:
+        assert not self.rows, "rows outlived a failed step"
+
+    def metrics(self) -> dict[str, object]:
+        return {}

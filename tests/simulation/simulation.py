@@ -1,0 +1,177 @@
+"""Random traffic on the real engine, scheduler and prefix cache with a fake model: no threads, a fake clock, one seed.
+
+After every step the invariants of `Simulation.check` must hold; at the end every request has ended exactly once, its
+tokens are those of the lone run, and all locks, rows and reserved bytes are back at zero.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from tests.simulation.fake_model import BYTES_PER_TOKEN, VOCAB, FakeRunner, lone_run
+from vllm_mlx.engine.engine import Engine
+from vllm_mlx.engine.prefix_cache import PrefixCache
+from vllm_mlx.engine.request import MediaSpan, Prompt, Request, SamplingParams
+from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
+from vllm_mlx.engine.step import EngineStatus, FinishReason, TokenEvent
+
+BLOCK = 4
+
+
+@dataclass
+class Outcome:
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+    detail: str | None = None
+    num_cached: int = 0
+
+
+class Simulation:
+    """One seed's world. `run()` raises AssertionError where something does not hold."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        r = self.random
+        self.now = 0.0
+        self.is_hybrid = r.random() < 0.4
+        self.atomic_spans = r.random() < 0.2
+        self.fault_rate = r.choice([0, 0, 0, 0.02])
+        self.runner = FakeRunner(is_hybrid=self.is_hybrid, fault=self._fault, needs_host=self._needs_host)
+        budget = r.choice([400, 900, 3000, 20000])
+        self.cache = None
+        if r.random() < 0.85:
+            self.cache = PrefixCache(
+                block_size=BLOCK, budget_bytes=r.choice([0, 150, 800, 20000]), needs_checkpoint=self.is_hybrid
+            )
+        self.limits = Limits(max_rows=r.choice([1, 2, 4, 8]), kv_budget_bytes=budget)
+        self.max_tokens_per_step = r.choice([6, 12, 64])
+        self.chunk = r.choice([BLOCK, 2 * BLOCK, 64])
+        self.scheduler = Scheduler(
+            self.runner,
+            self.cache,
+            self.limits,
+            max_tokens_per_step=self.max_tokens_per_step,
+            chunk_sizer=FixedChunk(self.chunk),
+            block_size=BLOCK,
+            checkpoint_interval=r.choice([0, 8, 16]),
+            atomic_spans=self.atomic_spans,
+        )
+        self.engine = Engine(self.scheduler, self.runner, self._publish, clock=lambda: self.now)
+        self.outcomes: dict[str, Outcome] = {}
+        self.unhealthy = False
+        self.stems = [self._tokens(r.randint(1, 30)) for _ in range(3)]
+
+    # ── the world ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> None:
+        to_come = self.random.randint(1, 9)
+        idle_steps = 0
+        while to_come or self.engine.has_work:
+            if to_come and self.random.random() < 0.4:
+                to_come -= 1
+                self._arrive(len(self.outcomes))
+            self._disturb()
+            before = self.runner.num_computed, sum(o.reason is not None for o in self.outcomes.values())
+            self.now += 1
+            self.engine.step()
+            self.check()
+            after = self.runner.num_computed, sum(o.reason is not None for o in self.outcomes.values())
+            idle_steps = idle_steps + 1 if before == after else 0
+            assert idle_steps < 40 or to_come, "no progress: the engine is stuck"
+            assert self.now < 5000, "a request did not end in a bounded number of steps"
+        self.check_end()
+
+    def _arrive(self, number: int) -> None:
+        r = self.random
+        tokens = r.choice(self.stems)[: r.randint(1, 30)] + self._tokens(r.randint(0, 12))
+        media: tuple[MediaSpan, ...] = ()
+        if len(tokens) > 6 and r.random() < 0.25:
+            start = r.randrange(0, len(tokens) - 4)
+            length = r.randint(1, 3)
+            media = (MediaSpan(start, length, "image", bytes([r.randrange(3)] * 8), {}),)
+            tokens[start : start + length] = [0] * length
+        boundaries = tuple(sorted(r.sample(range(len(tokens)), min(2, len(tokens)))))
+        request = Request(
+            id=f"r{number}",
+            prompt=Prompt(tuple(tokens), media, boundaries=boundaries),
+            max_tokens=r.choice([1, 2, 5, 20]),
+            sampling=SamplingParams(seed=r.choice([0, 0, 1]), min_tokens=r.choice([0, 0, 3])),
+            stop_token_ids=frozenset(r.sample(range(VOCAB), r.choice([0, 5, 40]))),
+            deadline=self.now + r.randint(1, 60) if r.random() < 0.1 else None,
+            priority=r.choice([0, 0, 0, 1]),
+            namespace=r.choice(["", "", "other"]),
+        )
+        self.outcomes[request.id] = Outcome(request)
+        self.engine.submit(request)
+
+    def _disturb(self) -> None:
+        r = self.random
+        if r.random() < 0.05 and self.outcomes:
+            self.engine.cancel(r.choice(list(self.outcomes)))
+        if r.random() < 0.03:
+            self.limits.max_rows = r.choice([1, 2, 4, 8])
+        if r.random() < 0.03:
+            self.limits.kv_budget_bytes = r.choice([500, 900, 3000, 20000])
+        if self.cache and r.random() < 0.02:
+            self.cache.set_budget(r.choice([0, 150, 800, 20000]))
+        if self.cache and r.random() < 0.02:
+            self.cache.clear()
+
+    def _fault(self, where: str) -> None:
+        if self.random.random() < self.fault_rate:
+            raise RuntimeError(f"injected at {where}")
+
+    def _needs_host(self, request: Request) -> bool:
+        return request.max_tokens == 5
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self.random.randrange(VOCAB) for _ in range(count)]
+
+    def _publish(self, events: list[TokenEvent], status: EngineStatus) -> None:
+        self.unhealthy = not status.is_healthy
+        for event in events:
+            outcome = self.outcomes[event.request_id]
+            assert outcome.reason is None, f"an event for {event.request_id} after its final one"
+            outcome.tokens += event.token_ids
+            outcome.reason, outcome.detail = event.finish_reason, event.detail
+            if event.usage:
+                outcome.num_cached = event.usage.num_cached_tokens
+                assert event.usage.num_completion_tokens == len(outcome.tokens)
+
+    # ── what must hold ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> None:
+        """Invariants between steps."""
+        scheduler = self.scheduler
+        assert set(self.runner.rows) == set(scheduler.running), "rows and running sequences differ"
+        for sequence in scheduler.running.values():
+            row = self.runner.rows[sequence.id]
+            assert len(row.keys) == sequence.num_computed, "progress and KV differ"
+            assert sequence.num_pending <= 1
+            assert sequence.num_sampled <= sequence.request.max_tokens
+        held = sum(len(row.keys) for row in self.runner.rows.values()) * BYTES_PER_TOKEN
+        assert held <= scheduler.kv_bytes, "rows hold more than was reserved"
+        in_flight = self.engine._in_flight
+        if in_flight is not None and not self.atomic_spans:
+            assert in_flight.plan.num_tokens <= max(self.max_tokens_per_step, 8 + BLOCK), "token budget passed"
+        if self.cache is not None:
+            self.cache.check()
+            locks = sum(len(list(s.lease.node.path())) for s in scheduler.running.values() if s.lease)
+            assert locks == sum(node.num_locks for node in self.cache.nodes()), "a lock without an owner"
+
+    def check_end(self) -> None:
+        assert not self.runner.rows and not self.scheduler.running and not self.scheduler.waiting
+        assert self.scheduler.kv_bytes == 0
+        if self.cache is not None:
+            assert all(node.num_locks == 0 for node in self.cache.nodes())
+        for outcome in self.outcomes.values():
+            assert outcome.reason is not None, f"{outcome.request.id} never ended"
+            expected = lone_run(outcome.request, is_hybrid=self.is_hybrid)
+            if outcome.reason is FinishReason.STOP or (outcome.reason is FinishReason.LENGTH and not outcome.detail):
+                assert outcome.tokens == expected, f"{outcome.request.id}: {outcome.tokens} is not {expected}"
+            else:
+                assert outcome.tokens == expected[: len(outcome.tokens)], f"{outcome.request.id}: a wrong beginning"
+            if outcome.reason is FinishReason.ERROR:
+                assert outcome.detail and (self.fault_rate or "KV cache" in outcome.detail), outcome.detail

@@ -1,0 +1,318 @@
+"""KV kept for reuse: a radix tree over blocks of tokens, evicted by bytes, least recently used first. No MLX here.
+
+A node holds a run of whole blocks; its `segment` is the KV of exactly these tokens (opaque here, sliceable), and its
+`checkpoint`, if any, the whole state of layers that cannot be sliced (sliding window, recurrent) at the node's end.
+
+    root ── [system prompt ........] ─┬─ [question A, answer A ...]
+              segment, checkpoint     └─ [question B ..]
+
+A match returns the longest *usable* prefix: any block boundary where every layer is sliceable, else the deepest
+checkpoint. A lease locks the matched path up to the root; a locked node is never evicted. Trees of different namespaces
+(API keys, adapters) never meet. Idea: SGLang's RadixAttention (Zheng et al., 2024); checkpoints as in llama.cpp.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Segment(Protocol):
+    """KV of a run of tokens, or a whole-state checkpoint (then never split)."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def split(self, num_tokens: int) -> tuple[Segment, Segment]:
+        """The first `num_tokens` and the rest, each owning its memory."""
+        ...
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of blocks under its parent. `end` is the number of tokens from the root to the end of the run."""
+
+    key: tuple[int, ...]
+    end: int
+    parent: Node | None
+    segment: Segment | None = None
+    checkpoint: Segment | None = None
+    children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    num_locks: int = 0
+    last_used: int = 0
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.key)
+
+    @property
+    def nbytes(self) -> int:
+        return (self.segment.nbytes if self.segment else 0) + (self.checkpoint.nbytes if self.checkpoint else 0)
+
+    def path(self) -> Iterator[Node]:
+        """This node, its parent, and so on; the root is left out."""
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            yield node
+            node = node.parent
+
+
+@dataclass(eq=False)
+class Lease:
+    """A hold on a matched prefix. `num_tokens` may be used; `num_matched` is how far the tokens agreed."""
+
+    node: Node
+    num_tokens: int
+    num_matched: int
+    reason: str | None = None
+    is_released: bool = False
+
+    def segments(self) -> list[Segment]:
+        """Segments of the usable prefix, in order; together they cover exactly `num_tokens`."""
+        found = [n.segment for n in self.node.path() if n.segment is not None]
+        return found[::-1]
+
+    @property
+    def checkpoint(self) -> Segment | None:
+        return self.node.checkpoint
+
+
+@dataclass
+class CacheCounters:
+    num_hits: int = 0
+    num_misses: int = 0
+    num_cached_tokens: int = 0
+    num_evictions: int = 0
+
+
+class PrefixCache:
+    """`needs_checkpoint`: the model has layers that cannot be sliced, so only checkpointed ends are usable."""
+
+    def __init__(self, *, block_size: int, budget_bytes: int, needs_checkpoint: bool = False) -> None:
+        if block_size < 1:
+            raise ValueError("block_size is at least 1")
+        self.block_size = block_size
+        self.budget_bytes = budget_bytes
+        self.needs_checkpoint = needs_checkpoint
+        self.nbytes = 0
+        self.counters = CacheCounters()
+        self._roots: dict[str, Node] = {}
+        self._clock = itertools.count(1)
+
+    # ── looking up ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def match(self, key: tuple[int, ...], *, namespace: str = "", limit: int | None = None) -> Lease:
+        """Lock and return the longest usable prefix of `key`, at most `limit` tokens. A miss is a lease of 0 tokens."""
+        limit = len(key) if limit is None else min(limit, len(key))
+        node, num_matched = self._walk(self._root(namespace), key)
+        usable_end = min(num_matched, limit) // self.block_size * self.block_size
+        while node.end > usable_end and node.start >= usable_end and node.parent is not None:
+            node = node.parent
+        if node.end > usable_end:
+            if self.needs_checkpoint:
+                assert node.parent is not None
+                node = node.parent
+            else:
+                node = self._cut(node, usable_end)
+        reason = None
+        if self.needs_checkpoint:
+            deepest = node
+            while node.parent is not None and node.checkpoint is None:
+                node = node.parent
+            if node is not deepest or num_matched - node.end > self.block_size:
+                reason = f"no checkpoint between token {node.end} and the end of the match at {num_matched}"
+        now = next(self._clock)
+        for held in node.path():
+            held.num_locks += 1
+            held.last_used = now
+        lease = Lease(node, node.end, num_matched, reason)
+        if lease.num_tokens:
+            self.counters.num_hits += 1
+            self.counters.num_cached_tokens += lease.num_tokens
+        else:
+            self.counters.num_misses += 1
+        return lease
+
+    def match_length(self, key: tuple[int, ...], *, namespace: str = "") -> int:
+        """How far `key` agrees with what is stored, in tokens; changes nothing."""
+        root = self._roots.get(namespace)
+        return self._walk(root, key)[1] if root else 0
+
+    def release(self, lease: Lease) -> None:
+        """End the hold; doing it twice does nothing."""
+        if lease.is_released:
+            return
+        lease.is_released = True
+        for node in lease.node.path():
+            assert node.num_locks > 0, "released a node that nobody holds"
+            node.num_locks -= 1
+        if self.nbytes > self.budget_bytes:  # the budget shrank while this was held
+            self.evict(self.nbytes - self.budget_bytes)
+
+    # ── storing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def insert(
+        self,
+        key: tuple[int, ...],
+        make_segment: Callable[[int, int], Segment],
+        *,
+        checkpoint: Segment | None = None,
+        namespace: str = "",
+    ) -> int:
+        """Store whole blocks of `key`; `make_segment(start, end)` is called once for the part not stored yet.
+
+        `checkpoint` is the state at the end of `key`, whose length then is a whole number of blocks. Returns the
+        number of tokens now stored for `key` (less than asked where the budget has no room).
+        """
+        length = len(key) // self.block_size * self.block_size
+        key = key[:length]
+        if not length:
+            return 0
+        node, matched = self._walk(self._root(namespace), key)
+        matched = matched // self.block_size * self.block_size
+        if node.end > matched:
+            node = self._cut(node, matched) if matched > node.start else (node.parent or node)
+        now = next(self._clock)
+        for used in node.path():
+            used.last_used = now
+        if node.end < length:
+            node = self._append(node, key[node.end :], make_segment, now)
+        wants_checkpoint = checkpoint is not None and node.end == length and node.checkpoint is None
+        if wants_checkpoint and self._make_room(checkpoint.nbytes, keep=node):
+            node.checkpoint = checkpoint
+            self.nbytes += checkpoint.nbytes
+        return node.end
+
+    def _append(self, parent: Node, key: tuple[int, ...], make: Callable[[int, int], Segment], now: int) -> Node:
+        segment = make(parent.end, parent.end + len(key))
+        if not self._make_room(segment.nbytes, keep=parent):
+            return parent
+        child = Node(key, parent.end + len(key), parent, segment, last_used=now)
+        parent.children[key[: self.block_size]] = child
+        self.nbytes += segment.nbytes
+        return child
+
+    # ── giving back ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def evict(self, num_bytes: int) -> int:
+        """Drop unlocked leaves, least recently used first, until `num_bytes` are free; returns the bytes freed."""
+        freed = 0
+        heap = [(leaf.last_used, id(leaf), leaf) for leaf in self._leaves() if not leaf.num_locks]
+        heapq.heapify(heap)
+        while heap and freed < num_bytes:
+            _, _, leaf = heapq.heappop(heap)
+            parent = leaf.parent
+            assert parent is not None
+            freed += leaf.nbytes
+            self.nbytes -= leaf.nbytes
+            self.counters.num_evictions += 1
+            del parent.children[leaf.key[: self.block_size]]
+            leaf.parent = None
+            if parent.parent is not None and not parent.children and not parent.num_locks:
+                heapq.heappush(heap, (parent.last_used, id(parent), parent))
+        return freed
+
+    def clear(self) -> int:
+        """Drop everything that is not locked."""
+        return self.evict(self.nbytes)
+
+    def set_budget(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        if self.nbytes > budget_bytes:
+            self.evict(self.nbytes - budget_bytes)
+
+    # ── the tree ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes but the roots, in no order."""
+        todo = list(self._roots.values())
+        while todo:
+            node = todo.pop()
+            todo.extend(node.children.values())
+            if node.parent is not None:
+                yield node
+
+    def check(self) -> None:
+        """Assert what must always hold: bytes counted are bytes held, runs are whole blocks, locks nest."""
+        held = 0
+        for node in self.nodes():
+            held += node.nbytes
+            assert len(node.key) % self.block_size == 0 and node.key, "a run is one or more whole blocks"
+            assert node.parent is not None and node.start == node.parent.end
+            assert node.parent.parent is None or node.parent.num_locks >= max(
+                (c.num_locks for c in node.parent.children.values()), default=0
+            ), "a parent is locked whenever its child is"
+        assert held == self.nbytes, f"counted {self.nbytes} bytes, held {held}"
+        assert self.nbytes <= max(self.budget_bytes, 0) or any(n.num_locks for n in self.nodes())
+
+    def _leaves(self) -> Iterator[Node]:
+        return (node for node in self.nodes() if not node.children)
+
+    def _root(self, namespace: str) -> Node:
+        if namespace not in self._roots:
+            self._roots[namespace] = Node((), 0, None)
+        return self._roots[namespace]
+
+    def _walk(self, node: Node, key: tuple[int, ...]) -> tuple[Node, int]:
+        """The deepest node that `key` enters, and the number of tokens that agree (perhaps inside that node)."""
+        position = 0
+        while position < len(key):
+            child = node.children.get(key[position : position + self.block_size])
+            if child is None:
+                return node, position + self._partial(node, key[position:])
+            agreed = _common_prefix(child.key, key, position)
+            position += agreed
+            node = child
+            if agreed < len(child.key):
+                break
+        return node, position
+
+    def _partial(self, node: Node, rest: tuple[int, ...]) -> int:
+        """Tokens of `rest` that agree with some child's first block, for the report of where prompts diverge."""
+        return max((_common_prefix(block, rest, 0) for block in node.children), default=0)
+
+    def _cut(self, node: Node, position: int) -> Node:
+        """Split `node` at `position` (a block boundary inside its run); returns the upper half."""
+        assert node.parent is not None and node.segment is not None
+        assert node.start < position < node.end and position % self.block_size == 0
+        size = position - node.start
+        before = node.segment.nbytes
+        first, second = node.segment.split(size)
+        upper = Node(node.key[:size], position, node.parent, first, None, {}, node.num_locks, node.last_used)
+        node.parent.children[upper.key[: self.block_size]] = upper
+        node.key, node.parent, node.segment = node.key[size:], upper, second
+        upper.children[node.key[: self.block_size]] = node
+        self.nbytes += first.nbytes + second.nbytes - before
+        return upper
+
+    def _make_room(self, num_bytes: int, *, keep: Node) -> bool:
+        if num_bytes > self.budget_bytes:
+            return False
+        excess = self.nbytes + num_bytes - self.budget_bytes
+        if excess <= 0:
+            return True
+        keep_path = list(keep.path())
+        for node in keep_path:
+            node.num_locks += 1
+        self.evict(excess)
+        for node in keep_path:
+            node.num_locks -= 1
+        return self.nbytes + num_bytes <= self.budget_bytes
+
+
+def _common_prefix(run: tuple[int, ...], key: tuple[int, ...], offset: int) -> int:
+    """Length of the common prefix of `run` and `key[offset:]`."""
+    length = min(len(run), len(key) - offset)
+    if run[:length] == key[offset : offset + length]:
+        return length
+    low, high = 0, length
+    while low < high:  # bisect: comparing tuple slices runs in C
+        middle = (low + high + 1) // 2
+        if run[:middle] == key[offset : offset + middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

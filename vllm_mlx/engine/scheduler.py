@@ -1,0 +1,434 @@
+"""Decides what each step computes. Plain Python, no MLX, no threads, no clock but the one it is given.
+
+A plan gives every running sequence that is ready its one decode token first; what is left of the token budget goes to
+prefill chunks, oldest first, then to admissions. Chunks end on a fixed grid of blocks, so a prefix hit computes the
+same shapes as a miss. Memory is counted in bytes of the rows' KV plus the prefix cache; when it does not suffice the
+scheduler evicts unlocked prefixes, then preempts the youngest sequence (its KV goes to the prefix cache while there is
+room; the rest is computed again), then lets requests wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, Segment
+from vllm_mlx.engine.request import Request
+from vllm_mlx.engine.sequence import Committed, Sequence, Status
+from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, StepResult
+
+
+class KVStore(Protocol):
+    """What the scheduler asks of whoever holds the KV: the runner in production, a fake in simulation."""
+
+    def bytes_for(self, num_tokens: int) -> int:
+        """Bytes a row of this many tokens holds."""
+        ...
+
+    def open(self, sequence: Sequence, lease: Lease | None) -> None:
+        """Give the sequence a row, filled with the leased prefix if there is one."""
+        ...
+
+    def segment(self, sequence: Sequence, start: int, end: int) -> Segment:
+        """Copy of the row's KV of tokens [start, end), of sliceable layers."""
+        ...
+
+    def checkpoint(self, sequence: Sequence, position: int) -> Segment | None:
+        """Whole state of the layers that cannot be sliced, if it was kept at `position`."""
+        ...
+
+    def close(self, sequence: Sequence) -> None:
+        """Take the row back."""
+        ...
+
+
+class ChunkSizer(Protocol):
+    """Says how many prompt tokens a step may compute beside `num_decoding` rows without stalling their streams."""
+
+    def limit(self, num_decoding: int, context: int) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedChunk:
+    """The same chunk always."""
+
+    num_tokens: int
+
+    def limit(self, num_decoding: int, context: int) -> int:
+        return self.num_tokens
+
+
+@dataclass
+class Limits:
+    """What may change while running: rows by runtime mode and guards, bytes by memory pressure."""
+
+    max_rows: int
+    kv_budget_bytes: int
+
+
+@dataclass
+class SchedulerCounters:
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    num_prefilled_tokens: int = 0
+    num_failed_steps: int = 0
+
+
+class Scheduler:
+    """Owner of all sequences. Engine thread only.
+
+    `max_tokens_per_step` bounds prefill and decode together; `checkpoint_interval` is the token distance of whole-state
+    checkpoints for models that need them (0 for none but message ends). `atomic_spans`: the model computes a media span
+    in one piece. `judge` is asked after each token and names the loop a sequence is caught in, if it is.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        cache: PrefixCache | None,
+        limits: Limits,
+        *,
+        max_tokens_per_step: int,
+        chunk_sizer: ChunkSizer,
+        block_size: int = 64,
+        checkpoint_interval: int = 2048,
+        atomic_spans: bool = False,
+        judge: Callable[[Sequence], str | None] = lambda sequence: None,
+    ) -> None:
+        self.store = store
+        self.cache = cache
+        self.limits = limits
+        self.counters = SchedulerCounters()
+        self.waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self.running: OrderedDict[str, Sequence] = OrderedDict()
+        self._max_tokens_per_step = max_tokens_per_step
+        self._chunk_sizer = chunk_sizer
+        self._block_size = block_size
+        self._checkpoint_interval = checkpoint_interval
+        self._atomic_spans = atomic_spans
+        self._judge = judge
+        self._arrivals = itertools.count()
+        self._ended: list[Sequence] = []
+
+    # ── arrivals and departures ─────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, request: Request, now: float) -> Sequence:
+        """A new request waits behind its elders of the same priority (lower runs first)."""
+        sequence = Sequence(request, next(self._arrivals), now)
+        self.waiting[request.id] = sequence
+        self.counters.num_prompt_tokens += len(request.prompt)
+        self._sort_waiting()
+        return sequence
+
+    def find(self, request_id: str) -> Sequence | None:
+        return self.running.get(request_id) or self.waiting.get(request_id)
+
+    def all(self) -> Iterable[Sequence]:
+        return itertools.chain(self.running.values(), self.waiting.values())
+
+    def expired(self, now: float) -> list[Sequence]:
+        """Sequences whose deadline has passed."""
+        return [s for s in self.all() if s.request.deadline is not None and s.request.deadline <= now]
+
+    def finish(self, sequence: Sequence, reason: FinishReason, detail: str | None = None) -> None:
+        """End a sequence from any state; its row and lease go back, what it computed stays in the prefix cache."""
+        if sequence.status is Status.RUNNING:
+            if reason is not FinishReason.ERROR:
+                self._keep_computed(sequence)
+            self._leave_row(sequence)
+        else:
+            del self.waiting[sequence.id]
+        sequence.finish_reason = reason
+        sequence.detail = detail
+        sequence.move(Status.FINISHED)
+        self._ended.append(sequence)
+
+    def take_ended(self) -> list[Sequence]:
+        """The sequences that ended since the last call; each is handed out once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self._ended)
+
+    def _refuse(self, sequence: Sequence, num_bytes: int) -> None:
+        detail = (
+            f"the prompt needs {num_bytes / 2**20:.0f} MiB of KV cache, but the budget is "
+            f"{self.limits.kv_budget_bytes / 2**20:.0f} MiB"
+        )
+        self.finish(sequence, FinishReason.ERROR, detail)
+
+    # ── planning ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self, now: float) -> StepPlan:
+        """What the next step computes; marks it as launched. An empty plan means there is nothing to do."""
+        budget = max(self._max_tokens_per_step, self.limits.max_rows + self._block_size)
+        num_preempted = self.counters.num_preemptions
+        decode = self._plan_decode()
+        left = min(budget - len(decode), self._chunk_sizer.limit(len(decode), self._deepest_prefill()))
+        chunks: list[Chunk] = []
+        for sequence in list(self.running.values()):
+            left -= self._plan_chunk(sequence, left, chunks)
+        while left >= self._block_size and self.counters.num_preemptions == num_preempted:
+            sequence = self._admit(now)
+            if sequence is None:
+                break
+            left -= self._plan_chunk(sequence, left, chunks)
+        return StepPlan(tuple(s.id for s in decode), tuple(chunks))
+
+    def _plan_decode(self) -> list[Sequence]:
+        """The running sequences that get their one token, oldest first; the youngest give way when memory is short."""
+        decode: list[Sequence] = []
+        for sequence in sorted(self.running.values(), key=lambda s: s.order):
+            if sequence.status is not Status.RUNNING or not sequence.wants_token:
+                continue
+            growth = self.store.bytes_for(sequence.num_tokens + 1) - self.store.bytes_for(sequence.num_tokens)
+            if self._make_room(growth, sequence):
+                sequence.num_computed += 1
+                sequence.num_pending += 1
+                decode.append(sequence)
+        return decode
+
+    def _plan_chunk(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
+        """Add the sequence's next chunk, if it has one and there is budget for it; returns its size."""
+        if sequence.status is not Status.RUNNING or sequence.num_to_prefill <= 0 or left <= 0:
+            return 0
+        start = sequence.num_computed
+        end = self._chunk_end(sequence, start, left, is_first=not chunks)
+        if end == start:
+            return 0
+        final = start + sequence.num_to_prefill
+        keep_state = end in self._checkpoints(sequence)
+        chunks.append(Chunk(sequence.id, start, end, is_last=end == final, keep_state=keep_state))
+        sequence.num_computed = end
+        self.counters.num_prefilled_tokens += end - start
+        return end - start
+
+    def _chunk_end(self, sequence: Sequence, start: int, left: int, *, is_first: bool) -> int:
+        """Where the chunk from `start` ends: on the grid, at a checkpoint, or at the prompt's end; `start` for nowhere.
+
+        Only a media span that must stay whole may pass the budget, and only as a step's first chunk.
+        """
+        final = start + sequence.num_to_prefill
+        end = min(start + left, final)
+        if end < final:
+            end = end // self._block_size * self._block_size
+        end = min([end, *(p for p in self._checkpoints(sequence) if p > start)])
+        if end <= start:
+            return start
+        whole = self._behind_atomic_span(sequence, end)
+        return start if whole - start > left and not is_first else min(whole, final)
+
+    def _behind_atomic_span(self, sequence: Sequence, position: int) -> int:
+        """`position`, or the end of the media span it would cut, for models that need a span in one piece."""
+        prompt = sequence.request.prompt
+        if not self._atomic_spans:
+            return position
+        return next((s.end for s in prompt.media if s.start < position < s.end), position)
+
+    def _checkpoints(self, sequence: Sequence) -> tuple[int, ...]:
+        """Positions, ascending, where this prompt's whole state is kept, for caches that cannot be sliced."""
+        if self.cache is None or not self.cache.needs_checkpoint:
+            return ()
+        if sequence.checkpoints is None:
+            block, length = self._block_size, len(sequence.tokens)
+            positions = {p // block * block for p in sequence.request.prompt.boundaries}
+            positions.add((length - 1) // block * block)
+            if self._checkpoint_interval:
+                positions.update(range(self._checkpoint_interval, length, self._checkpoint_interval))
+            sequence.checkpoints = tuple(sorted(p for p in positions if 0 < p < length))
+        return sequence.checkpoints
+
+    def _deepest_prefill(self) -> int:
+        """Context depth of the prefill that comes next: deeper chunks cost more."""
+        return next((s.num_computed for s in self.running.values() if s.is_prefilling), 0)
+
+    # ── admission and memory ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes the running sequences hold or have reserved: all their known and pending tokens."""
+        return sum(self.store.bytes_for(s.num_tokens) for s in self.running.values())
+
+    def _admit(self, now: float) -> Sequence | None:
+        """Move the first waiting sequence to running, with its prefix; None if there is none, or no room for it."""
+        if not self.waiting or len(self.running) >= self.limits.max_rows:
+            return None
+        sequence = next(iter(self.waiting.values()))
+        needed = self.store.bytes_for(len(sequence.tokens))
+        if needed > self.limits.kv_budget_bytes and not self.running:
+            self._refuse(sequence, needed)
+            return self._admit(now)
+        lease = self._match(sequence)
+        num_cached = lease.num_tokens if lease else 0
+        if not self._has_room(needed):
+            self._release(lease)
+            return None
+        del self.waiting[sequence.id]
+        self.running[sequence.id] = sequence
+        sequence.move(Status.RUNNING)
+        sequence.lease = lease
+        sequence.num_computed = sequence.num_inserted = num_cached
+        if sequence.admitted is None:
+            sequence.admitted = now
+            sequence.cache_report = _report(sequence, lease)
+        self.store.open(sequence, lease)
+        return sequence
+
+    def _match(self, sequence: Sequence) -> Lease | None:
+        """Lock the longest usable prefix; at least the last token is left, because decoding computes it."""
+        if self.cache is None:
+            return None
+        namespace = sequence.request.namespace
+        key, limit = sequence.cache_key, len(sequence.tokens) - 1
+        lease = self.cache.match(key, namespace=namespace, limit=limit)
+        while (whole := self._before_atomic_span(sequence, lease.num_tokens)) < lease.num_tokens:
+            self.cache.release(lease)
+            lease = self.cache.match(key, namespace=namespace, limit=whole)
+        return lease
+
+    def _before_atomic_span(self, sequence: Sequence, position: int) -> int:
+        if not self._atomic_spans:
+            return position
+        return next((s.start for s in sequence.request.prompt.media if s.start < position < s.end), position)
+
+    def _release(self, lease: Lease | None) -> None:
+        if lease is not None and self.cache is not None:
+            self.cache.release(lease)
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Room for `num_bytes` more, after evicting unlocked prefixes if need be."""
+        cached = self.cache.nbytes if self.cache else 0
+        excess = self.kv_bytes + cached + num_bytes - self.limits.kv_budget_bytes
+        if excess <= 0:
+            return True
+        return self.cache is not None and self.cache.evict(excess) >= excess
+
+    def _make_room(self, num_bytes: int, sequence: Sequence) -> bool:
+        """Room for a running sequence to grow: evict, then preempt those younger than it, then itself.
+
+        A sequence that has the whole budget for itself and still cannot grow ends with reason length.
+        """
+        while not self._has_room(num_bytes):
+            if len(self.running) == 1:
+                self.finish(sequence, FinishReason.LENGTH, "the KV cache memory is used up")
+                return False
+            victim = max(self.running.values(), key=lambda s: s.order)
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Running back to waiting: its row is freed and will be recomputed from what the prefix cache then holds."""
+        self._leave_row(sequence)
+        sequence.reset_progress()
+        sequence.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        sequence.move(Status.WAITING)
+        self.waiting[sequence.id] = sequence
+        self._sort_waiting()
+
+    def _leave_row(self, sequence: Sequence) -> None:
+        self.store.close(sequence)
+        self._release(sequence.lease)
+        sequence.lease = None
+        del self.running[sequence.id]
+
+    def _sort_waiting(self) -> None:
+        elders_first = sorted(self.waiting.values(), key=lambda s: (s.request.priority, s.order))
+        self.waiting = OrderedDict((s.id, s) for s in elders_first)
+
+    # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Committed]:
+        """Apply a step's result: tokens appended, ends noticed, prefixes stored.
+
+        A sequence that ended or was preempted since the launch is passed over; its token is discarded.
+        """
+        for request_id, detail in result.failures.items():
+            if (failed := self.running.get(request_id)) is not None:
+                self.finish(failed, FinishReason.ERROR, detail)
+        for chunk in plan.chunks:
+            sequence = self.running.get(chunk.request_id)
+            if sequence is not None and (chunk.is_last or chunk.keep_state):
+                self._store_prefix(sequence, min(chunk.end, sequence.num_prompt_tokens))
+        committed = []
+        for sampled in result.sampled:
+            sequence = self.running.get(sampled.request_id)
+            if sequence is None or not sequence.num_pending:
+                continue
+            sequence.num_pending -= 1
+            sequence.max_batch_rows = max(sequence.max_batch_rows, len(plan.decode))
+            token_ids = self._append(sequence, sampled.token_ids, now)
+            committed.append(Committed(sequence, token_ids, sampled.logprobs[: len(token_ids)]))
+        return committed
+
+    def _append(self, sequence: Sequence, token_ids: tuple[int, ...], now: float) -> tuple[int, ...]:
+        """Append up to the token that ends the sequence; returns those appended."""
+        request = sequence.request
+        for count, token_id in enumerate(token_ids, start=1):
+            sequence.tokens.append(token_id)
+            self.counters.num_completion_tokens += 1
+            if sequence.first_token is None:
+                sequence.first_token = now
+            if token_id in request.stop_token_ids and sequence.num_completion_tokens > request.sampling.min_tokens:
+                sequence.stop_token_id = token_id
+                self.finish(sequence, FinishReason.STOP)
+            elif (loop := self._judge(sequence)) is not None:
+                self.finish(sequence, FinishReason.REPETITION, loop)
+            elif sequence.num_completion_tokens >= request.max_tokens:
+                self.finish(sequence, FinishReason.LENGTH)
+            if sequence.status is Status.FINISHED:
+                return token_ids[:count]
+        return token_ids
+
+    def abandon(self, request_ids: Iterable[str], detail: str) -> None:
+        """A step failed as a whole: its sequences end with an error, all others are recomputed."""
+        self.counters.num_failed_steps += 1
+        failed = set(request_ids)
+        for sequence in list(self.running.values()):
+            if sequence.id in failed:
+                self.finish(sequence, FinishReason.ERROR, detail)
+            else:
+                self.preempt(sequence)
+
+    # ── the prefix cache ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _keep_computed(self, sequence: Sequence) -> None:
+        """Store what an ending sequence computed. Whole-state layers only have their checkpoints, stored on the way."""
+        if self.cache is not None and not self.cache.needs_checkpoint:
+            self._store_prefix(sequence, min(sequence.num_computed, len(sequence.tokens)))
+
+    def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
+        if self.cache is None:
+            return
+        num_tokens = num_tokens // self._block_size * self._block_size
+        checkpoint = None
+        if self.cache.needs_checkpoint:
+            checkpoint = self.store.checkpoint(sequence, num_tokens)
+            if checkpoint is None:
+                return
+        elif num_tokens <= sequence.num_inserted:
+            return
+        sequence.num_inserted = self.cache.insert(
+            sequence.cache_key[:num_tokens],
+            lambda start, end: self.store.segment(sequence, start, end),
+            checkpoint=checkpoint,
+            namespace=sequence.request.namespace,
+        )
+
+
+def _report(sequence: Sequence, lease: Lease | None) -> CacheReport:
+    """How much of the prompt came from the cache, and where it stopped agreeing with what was there."""
+    if lease is None:
+        return CacheReport(miss_reason="the prefix cache is off")
+    reason = lease.reason
+    if reason is None and lease.num_matched < len(sequence.tokens) - 1:
+        reason = f"token {lease.num_matched} is the first that differs from every stored prefix"
+    return CacheReport(lease.num_tokens, lease.num_matched, reason)
