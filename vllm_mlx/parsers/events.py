@@ -21,7 +21,7 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted:
-    """A tool call opens; `index` counts the calls of one answer from 0. `id` is set only where the format carries one."""
+    """A tool call opens; `index` counts an answer's calls from 0. `id` is set only where the format carries one."""
 
     index: int
     name: str
@@ -38,9 +38,11 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnded:
-    """The call is complete."""
+    """The call is over. Not `is_complete`: the text broke off, or was broken, inside the arguments; what was read of
+    them was closed to valid JSON, but the model may have meant more."""
 
     index: int
+    is_complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

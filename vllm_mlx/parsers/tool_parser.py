@@ -1,0 +1,205 @@
+"""The tool parser: content text in, text and tool calls out. What differs between formats is in `tools/`.
+
+A format says which markers open a call and reads what follows; this machine finds the markers, numbers the calls,
+streams their arguments, and mends or returns what turns out broken:
+
+    text  ──opener──►  format.read  ──done──►  text
+                            └──Broken──►  call not yet begun: the opener becomes text, reading goes on behind it
+                                          call begun: its arguments are closed, the rest is text; a note says why
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_mlx.parsers.events import TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
+from vllm_mlx.parsers.json_writer import JsonWriter
+from vllm_mlx.parsers.machine import Broken, Machine, Markers, Steps
+from vllm_mlx.parsers.schema import ToolSpec
+from vllm_mlx.parsers.signs import Sign
+
+_MAX_NAME = 256
+_SURPLUS = re.compile(r"[\s}\]\"`]")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """How a format writes calls, for a grammar around them.
+
+        open  begin NAME middle ARGUMENTS end  (separator begin NAME middle ARGUMENTS end)*  close
+
+    `style` says how ARGUMENTS are written: `json` (one JSON object), `tags` (for each parameter: parameter_begin KEY
+    parameter_middle VALUE parameter_end; a string VALUE is raw text, any other is JSON), `python` (KEY=LITERAL, ...)
+    or `gemma` (KEY:VALUE, ... where strings stand between `quote` marks). With `is_counted`, `:` and the call's number
+    (from 0) stand between NAME and `middle`. `triggers`: texts that can only be the beginning of a call, for a grammar
+    that leaves free text alone until one appears. `special_tokens`: markers above that are single tokens of the
+    vocabulary in the models that use the format; a grammar must name them as tokens.
+    """
+
+    begin: str
+    middle: str
+    end: str
+    open: str = ""
+    close: str = ""
+    separator: str = ""
+    style: str = "json"
+    parameter_begin: str = ""
+    parameter_middle: str = ""
+    parameter_end: str = ""
+    quote: str = ""
+    is_counted: bool = False
+    triggers: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
+
+
+class ToolFormat:
+    """One format. Stateless: everything about a request is in the parser it is given.
+
+    `openers` are the markers a call can begin with. `needs_special_tokens`: some markers are special tokens, which the
+    detokenizer must not drop. `ends_reasoning`: an opener inside reasoning means that the model forgot to close it.
+    `signs`: what in a template or a vocabulary tells that a model uses the format.
+    """
+
+    name: str = ""
+    aliases: tuple[str, ...] = ()
+    openers: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()  # further markers, beside the openers
+    needs_special_tokens: bool = False
+    ends_reasoning: bool = True
+    envelope: Envelope | None = None
+    signs: tuple[Sign, ...] = ()
+
+    def read(self, p: ToolParser, opener: str) -> Steps[None]:
+        """Read what follows an opener: one call, or several up to the format's closing marker."""
+        raise NotImplementedError
+
+    def read_start(self, p: ToolParser) -> Steps[None]:
+        """Read a call that opens the answer without a marker. The default: there is none."""
+        return
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    index: int
+    writer: JsonWriter
+
+
+class ToolParser(Machine):
+    """One request's tool parser."""
+
+    def __init__(self, format: ToolFormat, tools: Sequence[ToolSpec] = ()) -> None:
+        super().__init__()
+        self.format = format
+        self.tools = {tool.name: tool for tool in tools}
+        self.num_calls = 0
+        self._call: _Call | None = None
+        self._retry_at = 0
+        self._has_text = False
+        self._is_behind_call = False
+        self._openers = Markers(format.openers)
+
+    # -- the program --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Steps[None]:
+        self._mark(self._pos)
+        yield from self._attempt(self.format.read_start(self))
+        while True:
+            if self._is_behind_call:
+                yield from self._space_behind_call()
+            opener = yield from self.until(self._openers, self.say_text, trim=True)
+            if opener is None:
+                return
+            self._mark(self._marker_at)
+            yield from self._attempt(self.format.read(self, opener))
+
+    def _mark(self, start: int) -> None:
+        """From here on the text may have to be returned; reading would go on at the present position."""
+        self._keep = start
+        self._retry_at = self._pos - start
+
+    def _attempt(self, steps: Steps[None]) -> Steps[None]:
+        calls_before = self.num_calls
+        try:
+            yield from steps
+        except Broken as broken:
+            self._recover(broken.reason)
+        self._keep = None
+        self._is_behind_call |= self.num_calls > calls_before
+
+    def _recover(self, reason: str) -> None:
+        if self._call is not None:
+            self.note(f"tool call {self._call.index} was closed early: {reason}")
+            self.end_call()
+            return
+        assert self._keep is not None
+        self._pos = self._keep + self._retry_at
+        text = self._buffer[self._keep : self._pos]
+        if reason:
+            self.note(f"{text.strip()!r} did not open a tool call: {reason}" if text else reason)
+        if text:
+            self.say_text(text)
+
+    def _space_behind_call(self) -> Steps[None]:
+        """White space between calls belongs to the format; between two texts with a call between, it separates them."""
+        self._is_behind_call = False
+        self._keep = self._pos
+        yield from self.skip_space()
+        is_before_call = bool(self.format.openers) and (yield from self.looking_at(*self.format.openers)) is not None
+        space = self._buffer[self._keep : self._pos]
+        self._keep = None
+        if space and self._has_text and not is_before_call and not self.is_at_end:
+            self.say_text(space)
+
+    # -- for formats: saying ------------------------------------------------------------------------------------------
+
+    def say_text(self, text: str) -> None:
+        self._has_text = self._has_text or not text.isspace()
+        self.emit(TextDelta(text))
+
+    def begin_call(self, name: str, id: str | None = None) -> JsonWriter:
+        """Announce a call; its arguments are written to what is returned."""
+        name = self.known_name(name)
+        if not name or len(name) > _MAX_NAME:
+            raise Broken("a tool call without a usable name")
+        index = self.num_calls
+        self.num_calls += 1
+        if self.tools and name not in self.tools:
+            self.note(f"tool call {index} names {name!r}, which is not a tool of this request")
+        self.emit(ToolCallStarted(index, name, id))
+        self._call = _Call(index, JsonWriter(lambda text: self.emit(ToolCallDelta(index, text))))
+        return self._call.writer
+
+    def end_call(self) -> None:
+        """The call's arguments are all written."""
+        call, self._call = self._call, None
+        assert call is not None
+        is_complete = call.writer.is_complete or call.writer.is_empty
+        call.writer.close()
+        self.emit(ToolCallEnded(call.index, is_complete))
+        self._mark(self._pos)
+
+    def known_name(self, name: str) -> str:
+        """The name as the request spells it: models add white space and `functions.`."""
+        name = name.strip()
+        short = name.removeprefix("functions.")
+        return short if short in self.tools or name not in self.tools else name
+
+    # -- for formats: reading -----------------------------------------------------------------------------------------
+
+    def read_close(self, *closers: str, unread: tuple[str, ...] = ()) -> Steps[None]:
+        """Read up to a closing marker. What stands before it is text; a missing one is noted, not missed.
+
+        Those of `unread` end the call too, but belong to what is around it.
+        """
+        yield from self.skip_space()
+        junk = yield from self.take_while(_SURPLUS)
+        if junk.strip():
+            self.note(f"ignored {junk.strip()!r} behind a tool call")
+        found = yield from self.until(Markers((*closers, *self.format.openers)), self.say_text, trim=True)
+        if found is None:
+            self.note(f"{closers[0]!r} is missing behind a tool call")
+        elif found in unread or found not in closers:
+            self.unread(found)
