@@ -88,9 +88,18 @@ class Constraint(Protocol):
         """Advance by a sampled token."""
         ...
 
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last accepted tokens (drafts that were not kept)."""
+        ...
+
     @property
     def is_finished(self) -> bool:
         """Nothing but a stop token may follow."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """A sentence when the grammar cannot go on; the row is then ended with it."""
         ...
 
 
