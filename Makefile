@@ -1,0 +1,70 @@
+# Everything from nothing: `make serve` and `make test` each set up what they need, and need only Python 3.11+ and make.
+#   PYTHON=python3.13 make test      another interpreter
+#   make serve MODEL=mlx-community/Qwen3-4B-Instruct-2507-4bit ARGS="--port 9000"
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL ?=
+ARGS ?=
+TESTS ?= tests
+
+# The newest Python that is new enough. One that does not start (a version manager's shim, say) is passed over.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help install serve test check lint types unit format docs constraints clean
+
+help:
+	@echo "make serve    serve the built-in model (MODEL=... another, ARGS=... more flags)"
+	@echo "make test     everything that CI runs: lint, types, tests"
+	@echo "make install  set up $(VENV) and nothing else"
+	@echo "make lint | types | unit | format | docs | clean"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt vllm_mlx/blas.py $(wildcard vllm_mlx/native/*.c)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then \
+		test -x $(BIN)/python || uv venv --python "$(PYTHON)" $(VENV); \
+		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"; \
+	else \
+		test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
+			echo "No virtual environment could be made; on Debian and Ubuntu install python3-venv, or install uv." >&2; exit 1; }; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"; \
+	fi
+	@$(BIN)/python -m vllm_mlx.blas
+	@touch $(STAMP)
+
+serve: $(STAMP)
+	$(BIN)/python -m vllm_mlx.cli serve $(MODEL) $(ARGS)
+
+test check: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check vllm_mlx tests tools
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest $(TESTS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix vllm_mlx tests tools
+
+docs: $(STAMP)
+	$(BIN)/python -m vllm_mlx.options > docs/configuration.md
+
+# A fresh installation of the newest versions that pyproject.toml allows, written down. Review the difference, then test.
+constraints:
+	rm -rf build/constraints && "$(PYTHON)" -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	{ sed -n '/^#/p' constraints.txt; { build/constraints/bin/python -m pip freeze --exclude-editable; \
+	  grep -E '^mlx-(metal|cuda-1[23])==' constraints.txt; } | LC_ALL=C sort -f; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,113 @@
+"""The command line: parses into Settings and hands over; holds no logic of its own.
+
+Nothing heavy is imported at the top, so that `--help` and `--version` answer at once; each command imports its own.
+Exit codes: 0 done, 1 it failed (a model, the network), 2 the command line was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from vllm_mlx import __version__
+from vllm_mlx.errors import SettingsError, VllmMlxError
+from vllm_mlx.options import SentenceParser, UsageError, add_settings, explain_unknown, known_flags, settings_from
+from vllm_mlx.settings import Settings
+
+DOWNLOAD_FIELDS = frozenset({
+    "model.model", "model.revision", "model.mllm", "model.offline", "model.download_timeout", "model.download_retries"})
+DOWNLOAD_FLAGS = ("--revision", "--mllm", "--no-mllm", "--offline", "--timeout", "--retries", "--download-timeout",
+                  "--download-retries", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except (UsageError, SettingsError) as error:
+        print(f"vllm-mlx: {error}", file=sys.stderr)
+        return 2
+    except VllmMlxError as error:
+        print(f"vllm-mlx: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`vllm-mlx --help | head`); what is still buffered must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    if arguments[0] == "bench":
+        # The benchmark has a command line of its own; it is imported here because it brings numpy and httpx.
+        from vllm_mlx.bench.main import run as run_bench
+        return run_bench(arguments[1:])
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = known_flags() if parsed.command == "serve" else DOWNLOAD_FLAGS
+        raise UsageError(explain_unknown(unknown, known))
+    if parsed.command is None:
+        raise UsageError("no command; try `vllm-mlx serve` or `vllm-mlx --help`.")
+    values = {name: value for name, value in vars(parsed).items() if name != "command"}
+    return HANDLERS[parsed.command](settings_from(values, os.environ))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, except that of `bench`."""
+    parser = SentenceParser(
+        prog="vllm-mlx", allow_abbrev=False,
+        description="An OpenAI- and Anthropic-compatible server for language and vision-language models on MLX.")
+    parser.add_argument("--version", action="version", version=f"vllm-mlx {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=SentenceParser)
+    serve = commands.add_parser(
+        "serve", allow_abbrev=False, help="serve a model over HTTP", usage="vllm-mlx serve [MODEL] [flags]",
+        description="Serve MODEL (a folder, a hub id, or nothing for the built-in demo model) over HTTP.",
+        epilog="Each setting can also come from the environment variable in brackets; a flag wins.")
+    add_settings(serve)
+    download = commands.add_parser(
+        "download", allow_abbrev=False, help="fetch a model from the hub into the local cache",
+        description="Fetch MODEL into the local cache, so that `serve` starts without the network.")
+    add_settings(download, DOWNLOAD_FIELDS)
+    download.add_argument("--timeout", dest="model.download_timeout", metavar="S", default=argparse.SUPPRESS,
+                          help="The same as --download-timeout.")
+    download.add_argument("--retries", dest="model.download_retries", metavar="N", default=argparse.SUPPRESS,
+                          help="The same as --download-retries.")
+    doctor = commands.add_parser(
+        "doctor", allow_abbrev=False, help="say what is installed, and whether it works",
+        description="Say which program, interpreter and libraries this is, and try them for a few seconds.")
+    add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads"}))
+    commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
+    return parser
+
+
+def _serve(settings: Settings) -> int:
+    settings.resolve()  # contradictions are said before anything heavy is imported or loaded
+    from vllm_mlx.app import serve  # imports FastAPI and MLX
+    return serve(settings)
+
+
+def _download(settings: Settings) -> int:
+    settings.resolve()
+    from vllm_mlx.models.download import download  # imports huggingface_hub and rich
+    print(f"Model ready at: {download(settings.model)}")
+    return 0
+
+
+def _doctor(settings: Settings) -> int:
+    settings.resolve()
+    from vllm_mlx.doctor import run  # imports MLX after loading a BLAS
+    return run(settings.cpu)
+
+
+HANDLERS: dict[str, Callable[[Settings], int]] = {"serve": _serve, "download": _download, "doctor": _doctor}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

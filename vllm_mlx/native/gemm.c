@@ -1,0 +1,212 @@
+/* cblas_sgemm, cblas_dgemm and cblas_cgemm for MLX's CPU backend on Linux, in the place of the reference BLAS it links.
+ *
+ * Products with few rows, which decoding consists of, are computed here (gemm_kernel.h): OpenBLAS packs the weights anew
+ * at every call, while these kernels stream them once. Everything else is forwarded to an OpenBLAS whose functions
+ * Python hands over (vllm_mlx/blas.py), with 32-bit or 64-bit integers.
+ *
+ * The kernels sum each element of the result in one fixed order, whatever the number of rows and threads: a row's
+ * result does not depend on the rows computed beside it.
+ */
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
+
+typedef void (*gemm32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+typedef void (*gemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                       float, float *, int64_t);
+typedef void (*dgemm32)(int, int, int, int, int, int, double, const double *, int, const double *, int, double,
+                        double *, int);
+typedef void (*dgemm64)(int, int, int, int64_t, int64_t, int64_t, double, const double *, int64_t, const double *,
+                        int64_t, double, double *, int64_t);
+typedef void (*cgemm32)(int, int, int, int, int, int, const void *, const void *, int, const void *, int, const void *,
+                        void *, int);
+typedef void (*cgemm64)(int, int, int, int64_t, int64_t, int64_t, const void *, const void *, int64_t, const void *,
+                        int64_t, const void *, void *, int64_t);
+
+/* One product C = alpha * A B + beta * C, row-major; B is [N, K] when b_trans, else [K, N]. */
+typedef struct {
+  ptrdiff_t m, n, k, lda, ldb, ldc;
+  float alpha, beta;
+  const float *a, *b;
+  float *c;
+} product;
+
+typedef void (*kernel)(const product *, ptrdiff_t n_begin, ptrdiff_t n_end);
+
+/* 64 rows by 1024 floats are 256 KiB: within the second-level cache of any machine since 2010. */
+enum { ROW_BLOCK = 64, K_BLOCK = 1024 };
+
+#define TILE_NAME_(name, isa) name##_##isa
+#define TILE_NAME(name, isa) TILE_NAME_(name, isa)
+
+#if defined(__x86_64__)
+#define ISA avx512
+#define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,fma")))
+#define LANES 16
+#define NT_COLS 4
+#define NN_VECS 4
+#include "gemm_kernel.h"
+#define ISA avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define NT_COLS 2
+#define NN_VECS 2
+#include "gemm_kernel.h"
+#endif
+#define ISA plain
+#define TARGET
+#define LANES 4
+#define NT_COLS 2
+#define NN_VECS 2
+#include "gemm_kernel.h"
+
+static struct {
+  void *sgemm, *dgemm, *cgemm;
+  int is_64bit;
+  ptrdiff_t max_rows; /* products with more rows are forwarded */
+  int threads;
+  kernel nt, nn;
+} config;
+
+/* ---- a pool of threads that share the columns of one product ---- */
+
+enum { MAX_THREADS = 64 };
+static const double WORK_PER_THREAD = 2e6; /* multiplications below which another thread costs more than it brings */
+
+static struct {
+  pthread_mutex_t lock, one_product;
+  pthread_cond_t start, done;
+  int started, busy;
+  uint64_t turn;
+  int parts;
+  kernel run;
+  const product *p;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .one_product = PTHREAD_MUTEX_INITIALIZER,
+          .start = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+
+static void run_part(kernel run, const product *p, int part, int parts) {
+  ptrdiff_t step = ((p->n + parts - 1) / parts + 31) / 32 * 32; /* whole tiles, so that no part ends inside a vector */
+  ptrdiff_t begin = part * step, end = begin + step < p->n ? begin + step : p->n;
+  if (begin < end) run(p, begin, end);
+}
+
+static void *worker(void *argument) {
+  int index = (int)(intptr_t)argument;
+  uint64_t seen = 0;
+  pthread_mutex_lock(&pool.lock);
+  for (;;) {
+    while (pool.turn == seen) pthread_cond_wait(&pool.start, &pool.lock);
+    seen = pool.turn;
+    if (index >= pool.parts) continue;
+    kernel run = pool.run;
+    const product *p = pool.p;
+    int parts = pool.parts;
+    pthread_mutex_unlock(&pool.lock);
+    run_part(run, p, index, parts);
+    pthread_mutex_lock(&pool.lock);
+    if (--pool.busy == 0) pthread_cond_signal(&pool.done);
+  }
+  return NULL;
+}
+
+/* A forked child has none of the threads. */
+static void forget_threads(void) {
+  pthread_mutex_init(&pool.lock, NULL);
+  pthread_mutex_init(&pool.one_product, NULL);
+  pool.started = pool.busy = 0;
+  pool.turn = 0;
+}
+
+static void run_shared(kernel run, const product *p) {
+  int parts = config.threads < MAX_THREADS ? config.threads : MAX_THREADS;
+  double useful = (double)p->m * (double)p->n * (double)p->k / WORK_PER_THREAD;
+  if (useful < parts) parts = useful < 1 ? 1 : (int)useful;
+  if (parts == 1 || pthread_mutex_trylock(&pool.one_product) != 0) {
+    run(p, 0, p->n);
+    return;
+  }
+  pthread_mutex_lock(&pool.lock);
+  while (pool.started < parts - 1) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)(pool.started + 1)) != 0) break;
+    pthread_detach(thread);
+    pool.started++;
+  }
+  if (pool.started < parts - 1) parts = pool.started + 1;
+  pool.run = run;
+  pool.p = p;
+  pool.parts = parts;
+  pool.busy = parts - 1;
+  pool.turn++;
+  if (parts > 1) pthread_cond_broadcast(&pool.start);
+  pthread_mutex_unlock(&pool.lock);
+  run_part(run, p, 0, parts);
+  pthread_mutex_lock(&pool.lock);
+  while (pool.busy > 0) pthread_cond_wait(&pool.done, &pool.lock);
+  pthread_mutex_unlock(&pool.lock);
+  pthread_mutex_unlock(&pool.one_product);
+}
+
+/* Which instruction set the kernels use: 0 plain, 1 AVX2, 2 AVX-512; `limit` caps it (for tests). */
+int vllm_mlx_gemm_configure(void *sgemm, void *dgemm, void *cgemm, int is_64bit, int64_t max_rows, int threads,
+                            int limit) {
+  int level = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) level = 1;
+  if (level && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    level = 2;
+#endif
+  if (limit < level) level = limit;
+  static int is_watching_forks;
+  if (!is_watching_forks) is_watching_forks = pthread_atfork(NULL, NULL, forget_threads) == 0;
+  config.sgemm = sgemm;
+  config.dgemm = dgemm;
+  config.cgemm = cgemm;
+  config.is_64bit = is_64bit;
+  config.max_rows = max_rows;
+  config.threads = threads < 1 ? 1 : threads;
+  config.nt = nt_plain;
+  config.nn = nn_plain;
+#if defined(__x86_64__)
+  if (level == 1) config.nt = nt_avx2, config.nn = nn_avx2;
+  if (level == 2) config.nt = nt_avx512, config.nn = nn_avx512;
+#endif
+  return level;
+}
+
+/* ---- the three functions MLX calls ---- */
+
+void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc) {
+  if (order == ROW_MAJOR && trans_a == NO_TRANS && m <= config.max_rows && m > 0 && n > 0 && k > 0 &&
+      (trans_b == TRANS || trans_b == NO_TRANS)) {
+    product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};
+    run_shared(trans_b == TRANS ? config.nt : config.nn, &p);
+    return;
+  }
+  if (config.is_64bit)
+    ((gemm64)config.sgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else
+    ((gemm32)config.sgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void cblas_dgemm(int order, int trans_a, int trans_b, int m, int n, int k, double alpha, const double *a, int lda,
+                 const double *b, int ldb, double beta, double *c, int ldc) {
+  if (config.is_64bit)
+    ((dgemm64)config.dgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else
+    ((dgemm32)config.dgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void cblas_cgemm(int order, int trans_a, int trans_b, int m, int n, int k, const void *alpha, const void *a, int lda,
+                 const void *b, int ldb, const void *beta, void *c, int ldc) {
+  if (config.is_64bit)
+    ((cgemm64)config.cgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else
+    ((cgemm32)config.cgemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}

@@ -1,0 +1,501 @@
+"""Every setting of the program: one frozen dataclass of frozen groups, where one field is one flag, one environment
+name, one `--help` line and one row of docs/configuration.md (`options.py` derives all four from the metadata here).
+
+`Settings.resolve` is the only place for derived decisions and contradictions. It knows nothing of models but the few
+facts of `ModelFacts`, and nothing of the command line but the flags' names, which its sentences use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vllm_mlx.errors import SettingsError
+
+
+class ModelFacts(Protocol):
+    """What `resolve` asks of a loaded model; `models.base.ModelProfile` fits."""
+
+    @property
+    def context_tokens(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How an operator writes one field, and which values make sense.
+
+    `flag` None is a positional argument. `off_flag` is the spelling that makes a boolean false. `minimum` and `maximum`
+    are inclusive, `above` is exclusive. A `secret` never appears in logs or notes.
+    """
+
+    help: str
+    flag: str | None = None
+    aliases: tuple[str, ...] = ()
+    off_flag: str | None = None
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    env: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    secret: bool = False
+
+
+def option(default: Any, help: str, flag: str | None, **rest: Any) -> Any:
+    """A settings field: its default, its help line, its flag and what else `Option` holds."""
+    return field(default=default, metadata={"option": Option(help=help, flag=flag, **rest)})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the server listens, who may call it, and what it logs."""
+
+    host: str = option("127.0.0.1", "Address to listen on.", "--host")
+    localhost: bool = option(False, "Listen on 127.0.0.1, whatever --host says.", "--localhost")
+    port: int = option(8000, "Port to listen on; 0 lets the system choose.", "--port", minimum=0, maximum=65535)
+    api_key: str | None = option(
+        None, "Key that callers must send as `Authorization: Bearer KEY` or `x-api-key: KEY`. It shows in the process "
+        "list; the environment variable or --api-key-file does not.", "--api-key", metavar="KEY", secret=True)
+    api_key_file: str | None = option(
+        None, "File with one key a line, each optionally named (`alice: KEY`). Each key has a prefix cache of its own.",
+        "--api-key-file", metavar="FILE")
+    shared_cache: bool = option(
+        False, "Let all keys share one prefix cache. Faster, but response times then tell one caller what another "
+        "has asked.", "--shared-cache")
+    rate_limit: int = option(
+        0, "Requests a minute and caller (key, else address); 0 is no limit.", "--rate-limit", minimum=0)
+    trust_requests_when_auth_disabled: bool = option(
+        False, "Honour a request's own repetition policy even on a public address without keys.",
+        "--trust-requests-when-auth-disabled")
+    strict_model_id: bool = option(
+        False, "Answer only requests that name the served model; otherwise any id, or \"default\", is served.",
+        "--strict-model-id")
+    served_model_name: str | None = option(
+        None, "Name of the model in the API instead of the MODEL argument.", "--served-model-name", metavar="NAME")
+    model_alias: tuple[str, ...] = option(
+        (), "Also answer requests for NAME, with TARGET (the served model or \"default\"). May be repeated.",
+        "--model-alias", metavar="NAME=TARGET")
+    cors_origin: tuple[str, ...] = option(
+        (), "Browser origin that may call the API, or `*`. May be repeated.", "--cors-origin", metavar="ORIGIN")
+    max_body_mb: float = option(64.0, "Largest request body, in MiB.", "--max-body-mb", above=0)
+    ssl_certfile: str | None = option(None, "TLS certificate chain (PEM).", "--ssl-certfile", metavar="FILE")
+    ssl_keyfile: str | None = option(None, "TLS private key (PEM).", "--ssl-keyfile", metavar="FILE")
+    ssl_keyfile_password: str | None = option(
+        None, "Password of the TLS private key.", "--ssl-keyfile-password", metavar="TEXT", secret=True)
+    shutdown_timeout: float = option(
+        30.0, "Seconds that running requests may take to finish after SIGTERM before they are cancelled.",
+        "--shutdown-timeout", minimum=0, metavar="S")
+    log_level: str = option(
+        "info", "How much is logged.", "--log-level", choices=("debug", "info", "warning", "error"))
+    log_format: str = option("text", "Log lines for people or for machines.", "--log-format", choices=("text", "json"))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model is served, and how it is found and loaded."""
+
+    model: str = option("demo", "Model folder, hub id, or `demo`, the built-in one.", None, metavar="MODEL")
+    revision: str | None = option(None, "Branch, tag or commit of a hub model.", "--revision", metavar="REV")
+    mllm: bool | None = option(
+        None, "Load as a multimodal model, or (--no-mllm) as a text model; otherwise the model's own files decide.",
+        "--mllm", off_flag="--no-mllm")
+    dtype: str = option(
+        "auto", "Type of the weights in memory. `auto` keeps the checkpoint's on a GPU; on a CPU it takes float32, and "
+        "unpacks quantised weights, if memory allows. `keep` never converts.", "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "keep"))
+    trust_remote_code: bool = option(
+        False, "Run Python code that the model's folder brings along (tokenizers, processors).", "--trust-remote-code")
+    download_timeout: float = option(
+        300.0, "Seconds without a byte before a download attempt counts as stalled.", "--download-timeout",
+        above=0, metavar="S")
+    download_retries: int = option(
+        3, "How often a failed download is tried again.", "--download-retries", minimum=0)
+    offline: bool = option(False, "Never use the network; models come from folders and the local cache.", "--offline")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """Sampling where a request leaves it open. A request's own value wins, then these, then the model's
+    generation_config.json, then the built-in default."""
+
+    default_temperature: float | None = option(
+        None, "Temperature where the request names none.", "--default-temperature", minimum=0, maximum=100)
+    default_top_p: float | None = option(
+        None, "top_p where the request names none.", "--default-top-p", above=0, maximum=1)
+    default_top_k: int | None = option(
+        None, "top_k where the request names none; 0 is off.", "--default-top-k", minimum=0)
+    default_min_p: float | None = option(
+        None, "min_p where the request names none.", "--default-min-p", minimum=0, maximum=1)
+    default_presence_penalty: float | None = option(
+        None, "presence_penalty where the request names none.", "--default-presence-penalty", minimum=-2, maximum=2)
+    default_frequency_penalty: float | None = option(
+        None, "frequency_penalty where the request names none.", "--default-frequency-penalty", minimum=-2, maximum=2)
+    default_repetition_penalty: float | None = option(
+        None, "repetition_penalty where the request names none; 1 is off.", "--default-repetition-penalty", above=0,
+        maximum=10)
+    default_chat_template_kwargs: Mapping[str, Any] | None = option(
+        None, "JSON object given to the chat template, under the request's own chat_template_kwargs.",
+        "--default-chat-template-kwargs", metavar="JSON")
+    frequency_penalty_mode: str = option(
+        "openai", "Meaning of frequency_penalty: OpenAI's (subtracted once for each time a token was generated), or "
+        "`repetition`, which turns a value of f into a repetition_penalty of 1 + f.", "--frequency-penalty-mode",
+        choices=("openai", "repetition"))
+    deterministic: bool = option(
+        False, "The same bytes on every run: greedy whatever requests say, one row, whole responses one after the "
+        "other.", "--deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Keys and values: their precision, and what is kept for reuse by later prompts."""
+
+    prefix_cache: bool = option(
+        True, "Keep the keys and values of earlier prompts, and reuse them for prompts that begin alike.",
+        "--enable-prefix-cache", off_flag="--disable-prefix-cache")
+    cache_strategy: str = option(
+        "auto", "Accepted for its older names; there is one prefix cache, bounded by bytes, and `auto` is it.",
+        "--cache-strategy", choices=("auto", "memory-aware", "paged", "legacy"))
+    cache_memory_mb: int | None = option(
+        None, "Bytes the prefix cache may hold, in MiB; otherwise --cache-memory-percent decides.",
+        "--cache-memory-mb", minimum=1)
+    cache_memory_percent: float = option(
+        0.20, "Share of the memory available at start that the prefix cache may hold (at least 100 MiB).",
+        "--cache-memory-percent", above=0, maximum=1)
+    block_size: int = option(
+        64, "Tokens a block: the grain in which prefixes are shared.", "--paged-cache-block-size",
+        aliases=("--block-size",), minimum=8, maximum=4096)
+    kv_bits: int | None = option(
+        None, "Bits of quantised keys and values; otherwise they are not quantised.", "--kv-bits",
+        choices=("8", "4"))
+    kv_group_size: int = option(
+        64, "Values that share one scale when keys and values are quantised.", "--kv-group-size",
+        aliases=("--kv-cache-quantization-group-size",), choices=("32", "64", "128"))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How many sequences are computed together, and how much of them in one step."""
+
+    runtime_mode: str = option(
+        "auto", "`simple` computes one sequence at a time, `batched` up to --max-num-seqs; `auto` starts at one and "
+        "widens while the server runs.", "--runtime-mode", choices=("auto", "simple", "batched"))
+    runtime_mode_threshold: int = option(
+        2, "Concurrent requests at which `auto` begins to batch.", "--runtime-mode-threshold", minimum=1)
+    continuous_batching: bool = option(
+        False, "Batch from the start: the same as --runtime-mode batched.", "--continuous-batching")
+    max_num_seqs: int = option(
+        256, "Most sequences computed together.", "--max-num-seqs", minimum=1, maximum=4096)
+    max_batch_tokens: int = option(
+        2048, "Most tokens a step computes, decode first.", "--max-batch-tokens", minimum=1)
+    prefill_step_size: int = option(
+        512, "Most prompt tokens of one sequence a step computes.", "--prefill-step-size", minimum=1)
+    stall_target_ms: float = option(
+        250.0, "Longest gap between two tokens of a running stream that prefill may cause, in milliseconds; prefill "
+        "chunks are sized by it.", "--stall-target-ms", above=0)
+    batch_invariant: bool = option(
+        False, "Greedy output of a batch equals each request's own run token for token, at some cost in speed.",
+        "--batch-invariant")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What a single request may take, and how many may wait."""
+
+    max_tokens: int = option(
+        32768, "Completion tokens where the request names no limit (never past the context).", "--max-tokens",
+        minimum=1)
+    max_request_tokens: int | None = option(
+        None, "Most completion tokens a request may ask for; more is refused.", "--max-request-tokens", minimum=1)
+    effective_context_tokens: int | None = option(
+        None, "Context that is promised and enforced, when smaller than the model's own.",
+        "--effective-context-tokens", minimum=1)
+    timeout_s: float = option(
+        300.0, "Seconds a request may take; its own `timeout` may only be shorter.", "--timeout", above=0,
+        metavar="S", env="VLLM_MLX_TIMEOUT")
+    max_queue: int = option(
+        256, "Requests that may wait beyond those computed; more are answered 429 at once.", "--max-queue", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """Judges of memory, of batched answers, and of repetition."""
+
+    memory_warn_threshold: float = option(
+        70.0, "Percent of memory at which idle cache is dropped and a warning logged.", "--memory-warn-threshold",
+        above=0, maximum=100)
+    memory_limit_threshold: float = option(
+        85.0, "Percent of memory at which --memory-action is taken.", "--memory-limit-threshold", above=0, maximum=100)
+    memory_action: str = option(
+        "warn", "At the limit: only warn, lower the context for new requests, or refuse new requests (503).",
+        "--memory-action", choices=("warn", "reduce-context", "reject-new"))
+    memory_monitor_interval: float = option(
+        5.0, "Seconds between two readings of memory.", "--memory-monitor-interval", above=0, metavar="S")
+    batch_divergence_monitor: bool = option(
+        False, "Replay finished greedy requests alone when idle, and compare the tokens.",
+        "--batch-divergence-monitor")
+    batch_divergence_interval: float = option(
+        300.0, "Seconds between two such replays.", "--batch-divergence-interval", above=0, metavar="S")
+    batch_divergence_threshold: float = option(
+        0.95, "Share of equal tokens below which a replay counts as divergence.", "--batch-divergence-threshold",
+        above=0, maximum=1)
+    batch_divergence_action: str = option(
+        "warn", "On divergence: warn, or compute one sequence at a time until replays agree again.",
+        "--batch-divergence-action", choices=("warn", "serialize"))
+    repetition_policy: str = option(
+        "safe", "End an answer that repeats itself: on clear loops, on suspicion, or never.", "--repetition-policy",
+        choices=("safe", "strict", "off"))
+
+
+@dataclass(frozen=True, slots=True)
+class ParsingSettings:
+    """How the model's text becomes reasoning, tool calls and content."""
+
+    reasoning_parser: str = option(
+        "auto", "Format by which reasoning is told from the answer: a name, `auto` (from the chat template), or "
+        "`none`. It only separates; thinking itself is the request field `enable_thinking`.", "--reasoning-parser",
+        metavar="NAME")
+    max_thinking_tokens: int | None = option(
+        None, "Most reasoning tokens; the engine then ends the reasoning and the answer follows. A request may ask "
+        "for fewer.", "--max-thinking-tokens", minimum=1)
+    enable_auto_tool_choice: bool = option(
+        True, "Turn the model's tool calls into tool_calls when the request offers tools.",
+        "--enable-auto-tool-choice", off_flag="--disable-auto-tool-choice")
+    tool_call_parser: str = option(
+        "auto", "Format of tool calls: a name, or `auto` (from the chat template).", "--tool-call-parser",
+        metavar="NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSettings:
+    """Where images and videos may come from, and what is kept of them."""
+
+    remote_media: bool = option(
+        True, "Fetch http(s) URLs of images and videos (never from private addresses).", "--remote-media",
+        off_flag="--no-remote-media")
+    media_root: tuple[str, ...] = option(
+        (), "Folder whose files requests may name by path. Without it any readable file may be named while the server "
+        "listens on loopback only, and none otherwise. May be repeated.", "--media-root", metavar="DIR")
+    encoder_cache_mb: int = option(
+        512, "Encoded images kept for later questions about them, in MiB; 0 keeps none.", "--encoder-cache-mb",
+        minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSettings:
+    """Matrix products of MLX's CPU backend on Linux; no effect on macOS and on CUDA."""
+
+    blas: str = option(
+        "auto", "Library for float32 products: the system's OpenBLAS, the one inside the numpy wheel, the first of "
+        "these that loads (`auto`), or MLX's own (`off`).", "--blas", choices=("auto", "system", "numpy", "off"))
+    blas_threads: int | None = option(
+        None, "Threads of that library; otherwise one fewer than there are cores.", "--blas-threads", minimum=1)
+
+
+LOOPBACK_NAMES = ("localhost", "localhost.localdomain")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host in LOOPBACK_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. `given` names the fields (`group.field`) that a flag or the environment set; `notes` are sentences
+    for the start-up log about flags whose names make no difference any more."""
+
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    cache: CacheSettings = CacheSettings()
+    batch: BatchSettings = BatchSettings()
+    limits: LimitSettings = LimitSettings()
+    guards: GuardSettings = GuardSettings()
+    parsing: ParsingSettings = ParsingSettings()
+    media: MediaSettings = MediaSettings()
+    cpu: CpuSettings = CpuSettings()
+    given: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def resolve(self, facts: ModelFacts | None = None) -> tuple[Settings, tuple[str, ...]]:
+        """Settings with every derived decision made, and the notes that explain them.
+
+        Raises SettingsError, one sentence, for what contradicts itself or cannot be met. Before a model is loaded
+        `facts` is None; what depends on the model is then left open. Resolving twice changes nothing more.
+        """
+        _check_values(self)
+        _check_contradictions(self)
+        notes = list(self.notes)
+        settings = _derive_server(self, notes)
+        settings = _derive_batch(settings, notes)
+        settings = _derive_limits(settings, facts, notes)
+        _note_idle_flags(settings, notes)
+        return settings, tuple(notes)
+
+    def with_values(self, **values: Any) -> Settings:
+        """A copy with other values; keys are `group__field`."""
+        changes: dict[str, dict[str, Any]] = {}
+        for key, value in values.items():
+            group, _, name = key.partition("__")
+            changes.setdefault(group, {})[name] = value
+        return dataclasses.replace(
+            self, **{group: dataclasses.replace(getattr(self, group), **fields) for group, fields in changes.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """One field of one group, as `options.py` and the checks walk them."""
+
+    group: str
+    name: str
+    default: Any
+    option: Option
+
+    @property
+    def path(self) -> str:
+        return f"{self.group}.{self.name}"
+
+    @property
+    def label(self) -> str:
+        return self.option.flag or self.option.metavar or self.name
+
+
+def setting_fields() -> Iterator[SettingField]:
+    """Every setting in the order of the groups: the one list that flags, environment, help and docs come from."""
+    for group in dataclasses.fields(Settings):
+        if not dataclasses.is_dataclass(group.default):
+            continue
+        for item in dataclasses.fields(group.default):
+            yield SettingField(group.name, item.name, item.default, item.metadata["option"])
+
+
+def _check_values(settings: Settings) -> None:
+    for item in setting_fields():
+        value = getattr(getattr(settings, item.group), item.name)
+        rule = item.option
+        if value is None:
+            continue
+        if rule.choices and str(value) not in rule.choices:
+            raise SettingsError(f"{item.label} must be one of {', '.join(rule.choices)}, not {value}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{item.label} must be a finite number.")
+        if rule.minimum is not None and value < rule.minimum:
+            raise SettingsError(f"{item.label} must be at least {rule.minimum:g}, not {value}.")
+        if rule.maximum is not None and value > rule.maximum:
+            raise SettingsError(f"{item.label} must be at most {rule.maximum:g}, not {value}.")
+        if rule.above is not None and value <= rule.above:
+            raise SettingsError(f"{item.label} must be greater than {rule.above:g}, not {value}.")
+
+
+def _check_contradictions(settings: Settings) -> None:
+    server, batch, guards, limits, parsing = (
+        settings.server, settings.batch, settings.guards, settings.limits, settings.parsing)
+    if guards.memory_limit_threshold <= guards.memory_warn_threshold:
+        raise SettingsError(
+            f"--memory-limit-threshold ({guards.memory_limit_threshold:g}) must be greater than "
+            f"--memory-warn-threshold ({guards.memory_warn_threshold:g}).")
+    if batch.runtime_mode == "simple" and batch.continuous_batching:
+        raise SettingsError("--runtime-mode simple and --continuous-batching contradict each other; give one of them.")
+    if parsing.max_thinking_tokens is not None and parsing.reasoning_parser == "none":
+        raise SettingsError(
+            "--max-thinking-tokens needs a reasoning parser to know where the reasoning ends; give --reasoning-parser "
+            "auto or a format's name.")
+    if server.ssl_keyfile and not server.ssl_certfile:
+        raise SettingsError("--ssl-keyfile needs --ssl-certfile.")
+    if limits.max_request_tokens is not None and limits.max_tokens > limits.max_request_tokens \
+            and "limits.max_tokens" in settings.given:
+        raise SettingsError(
+            f"--max-tokens ({limits.max_tokens}) must not be greater than --max-request-tokens "
+            f"({limits.max_request_tokens}).")
+    for alias in server.model_alias:
+        name, separator, target = alias.partition("=")
+        if not (name.strip() and separator and target.strip()):
+            raise SettingsError(f"--model-alias takes NAME=TARGET, not {alias!r}.")
+    if server.api_key is not None and not server.api_key.strip():
+        raise SettingsError("--api-key must not be empty.")
+    if not server.host.strip():
+        raise SettingsError("--host must not be empty.")
+
+
+def _derive_server(settings: Settings, notes: list[str]) -> Settings:
+    server = settings.server
+    if server.localhost and not is_loopback(server.host):
+        notes.append(f"--localhost overrides --host {server.host}.")
+        settings = settings.with_values(server__host="127.0.0.1")
+        server = settings.server
+    has_keys = bool(server.api_key or server.api_key_file)
+    if not is_loopback(server.host):
+        if not has_keys:
+            notes.append(f"Anyone who can reach {server.host}:{server.port} can use this server; set --api-key.")
+        if not server.rate_limit:
+            notes.append("No rate limit on a public address; set --rate-limit.")
+        if not settings.media.media_root:
+            notes.append("Images cannot be named by a local path on a public address unless --media-root allows it.")
+    elif not settings.media.media_root:
+        notes.append("Requests may name any image file that this user can read; --media-root narrows that.")
+    return settings
+
+
+def _derive_batch(settings: Settings, notes: list[str]) -> Settings:
+    batch, sampling = settings.batch, settings.sampling
+    if sampling.deterministic:
+        forced = [flag for flag, is_set in (
+            ("--continuous-batching", batch.continuous_batching),
+            ("--runtime-mode batched", batch.runtime_mode == "batched"),
+            (f"--max-num-seqs {batch.max_num_seqs}", "batch.max_num_seqs" in settings.given and batch.max_num_seqs > 1),
+            ("--default-temperature", bool(sampling.default_temperature)),
+            ("--default-top-p", sampling.default_top_p not in (None, 1.0)),
+        ) if is_set]
+        if forced:
+            notes.append(f"--deterministic overrides {', '.join(forced)}.")
+        return settings.with_values(
+            batch__runtime_mode="simple", batch__continuous_batching=False, batch__max_num_seqs=1,
+            sampling__default_temperature=0.0, sampling__default_top_p=1.0)
+    if batch.runtime_mode == "simple":
+        if "batch.max_num_seqs" in settings.given and batch.max_num_seqs > 1:
+            notes.append(f"--runtime-mode simple overrides --max-num-seqs {batch.max_num_seqs}.")
+        return settings.with_values(batch__max_num_seqs=1)
+    if batch.continuous_batching:
+        return settings.with_values(batch__runtime_mode="batched")
+    return settings
+
+
+def _derive_limits(settings: Settings, facts: ModelFacts | None, notes: list[str]) -> Settings:
+    limits = settings.limits
+    context = facts.context_tokens if facts is not None else None
+    if context is not None and limits.effective_context_tokens is not None \
+            and limits.effective_context_tokens > context:
+        notes.append(
+            f"--effective-context-tokens {limits.effective_context_tokens} is more than the model's {context}; "
+            f"{context} is used.")
+        settings = settings.with_values(limits__effective_context_tokens=context)
+        limits = settings.limits
+    bounds = [n for n in (limits.max_request_tokens, limits.effective_context_tokens, context) if n is not None]
+    if bounds and limits.max_tokens > min(bounds):
+        settings = settings.with_values(limits__max_tokens=min(bounds))
+    return settings
+
+
+def _note_idle_flags(settings: Settings, notes: list[str]) -> None:
+    """Flags that were given but can have no effect beside the others are said, not swallowed."""
+    given, cache, guards = settings.given, settings.cache, settings.guards
+    if cache.cache_strategy != "auto":
+        state = "on" if cache.prefix_cache else "off, as --disable-prefix-cache says"
+        notes.append(
+            f"--cache-strategy {cache.cache_strategy} makes no difference here: there is one prefix cache, and it is "
+            f"{state}.")
+    if not cache.prefix_cache and given & {"cache.cache_memory_mb", "cache.cache_memory_percent"}:
+        notes.append("The prefix cache is off, so its size makes no difference.")
+    divergence = {"guards.batch_divergence_interval", "guards.batch_divergence_threshold",
+                  "guards.batch_divergence_action"}
+    if not guards.batch_divergence_monitor and given & divergence:
+        notes.append("The --batch-divergence flags need --batch-divergence-monitor to have an effect.")
+    if guards.batch_divergence_monitor and settings.batch.max_num_seqs == 1:
+        notes.append("The batch-divergence monitor has nothing to compare: sequences are computed one at a time.")
