@@ -492,7 +492,7 @@ def _draw_nucleus(x: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
 
 
 def _inside_nucleus(weights: mx.array, drawn: mx.array, limit: mx.array) -> mx.array:
-    """Which drawn tokens [R, N] have less than `limit` [R, 1] of mass strictly above them, in k passes for N = 2**k-1."""
+    """Which drawn tokens [R, N] have less than `limit` [R, 1] of mass strictly above. N is 2**k - 1, in k passes."""
     num_rows, num_draws = drawn.shape
     descending = -mx.sort(-drawn, axis=-1)
     low = mx.zeros((num_rows, 1), dtype=mx.uint32)  # the `low` heaviest draws are inside
