@@ -104,7 +104,7 @@ def build(name: str, folder: Path | str, *, dtype: str = "float32", quantize_bit
     if name in TEXT:
         _build_text(name, out, dtype, quantize_bits)
     else:
-        from tiny_vlms import build_vlm
+        from .tiny_vlms import build_vlm
 
         build_vlm(name, out)
     return out

@@ -1,0 +1,252 @@
+"""The multimodal half of `tiny_models`: random-weight folders with a vision tower, a processor and a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from .tiny_models import VOCAB, make_tokenizer, randomize, save_weights, write_json
+
+_TEXT = dict(
+    hidden_size=64, num_hidden_layers=3, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+    rms_norm_eps=1e-6, vocab_size=VOCAB, max_position_embeddings=4096,
+)  # fmt: skip
+_TOWER = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
+_HALF = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_rescale=True, rescale_factor=1 / 255, do_normalize=True)
+
+
+def _chat(turn: str, end: str, image: str, assistant: str) -> str:
+    return (
+        "{% for m in messages %}" + turn + "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type in ('image', 'image_url') %}" + image + "{% elif c.type == 'text' %}"
+        "{{ c.text }}{% endif %}{% endfor %}{% endif %}" + end + "{% endfor %}"
+        "{% if add_generation_prompt %}" + assistant + "{% endif %}"
+    )  # fmt: skip
+
+
+def _qwen_ids(ids: dict[str, int]) -> dict[str, Any]:
+    return dict(
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        vision_token_id=ids["<|vision_pad|>"], eos_token_id=[ids["<|im_end|>"]], vocab_size=VOCAB,
+    )  # fmt: skip
+
+
+def _qwen2(out: Path, model_type: str) -> dict[str, Any]:
+    ids = make_tokenizer(out)
+    vision = dict(
+        model_type=model_type, depth=2, num_heads=4, image_size=112, patch_size=14, spatial_patch_size=14,
+        spatial_merge_size=2, temporal_patch_size=2, in_channels=3, in_chans=3,
+    )  # fmt: skip
+    if model_type == "qwen2_vl":
+        vision |= dict(embed_dim=64, hidden_size=64, mlp_ratio=2)
+    else:
+        vision |= dict(
+            hidden_size=64, intermediate_size=128, out_hidden_size=64, window_size=56, fullatt_block_indexes=[1]
+        )
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            image_processor_type="Qwen2VLImageProcessor",
+            processor_class="Qwen2VLProcessor" if model_type == "qwen2_vl" else "Qwen2_5_VLProcessor",
+            min_pixels=3136, max_pixels=28 * 28 * 64, patch_size=14, merge_size=2, temporal_patch_size=2,
+            image_mean=[0.48, 0.46, 0.41], image_std=[0.27, 0.26, 0.28],
+        ),
+    )  # fmt: skip
+    return dict(
+        model_type=model_type, **_qwen_ids(ids), **{k: v for k, v in _TEXT.items() if k != "vocab_size"},
+        rope_theta=1e4, rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}, tie_word_embeddings=True,
+        vision_config=vision,
+    )  # fmt: skip
+
+
+def _qwen3(out: Path, model_type: str) -> dict[str, Any]:
+    ids = make_tokenizer(out)
+    text: dict[str, Any] = dict(_TEXT, model_type=f"{model_type}_text", head_dim=16, rope_theta=1e4)
+    text |= dict(tie_word_embeddings=True)
+    tower = "qwen3_vl" if model_type.startswith("qwen3_vl") else model_type
+    if model_type.startswith("qwen3_5"):
+        text |= dict(
+            linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16,
+            linear_conv_kernel_dim=4, full_attention_interval=2, num_hidden_layers=4,
+            rope_parameters={
+                "type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+                "mrope_interleaved": True,
+            },
+        )  # fmt: skip
+    else:
+        text |= dict(rope_scaling={"type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True})
+    if model_type.endswith("moe"):
+        text |= dict(
+            num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32,
+            norm_topk_prob=True, shared_expert_intermediate_size=32,
+        )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            image_processor_type="Qwen2VLImageProcessorFast", processor_class="Qwen3VLProcessor",
+            size=dict(shortest_edge=1024, longest_edge=32 * 32 * 64), patch_size=16, merge_size=2,
+            temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        ),
+    )  # fmt: skip
+    write_json(
+        out / "video_preprocessor_config.json",
+        dict(
+            size=dict(shortest_edge=1024, longest_edge=32 * 32 * 64), patch_size=16, merge_size=2,
+            temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_frames=2,
+        ),
+    )  # fmt: skip
+    return dict(
+        model_type=model_type, **_qwen_ids(ids), text_config=text,
+        vision_config=dict(
+            model_type=tower if model_type != "qwen3_vl_moe" else "qwen3_vl_moe", depth=2, hidden_size=64,
+            intermediate_size=128, out_hidden_size=64, num_heads=4, image_size=128, patch_size=16,
+            spatial_patch_size=16, spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+            deepstack_visual_indexes=[] if model_type.startswith("qwen3_5") else [0], in_channels=3,
+        ),
+    )  # fmt: skip
+
+
+def _llava(out: Path, model_type: str) -> dict[str, Any]:
+    chat = _chat("{{ m.role|upper }}: ", "\n", "<image>\n", "ASSISTANT: ")
+    ids = make_tokenizer(
+        out, specials=["<s>", "</s>", "<unk>", "<pad>", "<image>"], tokenizer_class="PreTrainedTokenizerFast",
+        chat_template=chat, pad="<pad>", eos="</s>",
+        extra={"bos_token": "<s>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"}},
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="CLIPImageProcessor", processor_class="LlavaProcessor", do_resize=True,
+            size=dict(shortest_edge=56), do_center_crop=True, crop_size=dict(height=56, width=56),
+            do_convert_rgb=True, resample=3,
+        ),
+    )  # fmt: skip
+    write_json(
+        out / "processor_config.json",
+        dict(
+            processor_class="LlavaProcessor", patch_size=14, vision_feature_select_strategy="default",
+            image_token="<image>", num_additional_image_tokens=1,
+        ),
+    )  # fmt: skip
+    return dict(
+        model_type="llava", image_token_index=ids["<image>"], vision_feature_layer=-2,
+        vision_feature_select_strategy="default", eos_token_id=[ids["</s>"]],
+        text_config=dict(_TEXT, model_type="llama", rope_theta=1e4),
+        vision_config=dict(
+            _TOWER, model_type="clip_vision_model", num_hidden_layers=3, image_size=56, patch_size=14,
+            projection_dim=64,
+        ),
+    )  # fmt: skip
+
+
+def _idefics(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"]
+    specials += ["<image>", *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5))]
+    names = {
+        "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+    }  # fmt: skip
+    chat = _chat("{{ m.role|capitalize }}:", "<end_of_utterance>\n", "<image>", "Assistant:")
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", pad="<|im_end|>", eos="<end_of_utterance>",
+        chat_template="<|im_start|>" + chat,
+        extra={"bos_token": "<|im_start|>", "extra_special_tokens": names},
+    )  # fmt: skip
+    name = "Idefics3" if model_type == "idefics3" else "SmolVLM"
+    # SmolVLM is built with tiles, Idefics3 without, so that both layouts are met.
+    splits = model_type == "smolvlm"
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type=f"{name}ImageProcessor", processor_class=f"{name}Processor",
+            do_image_splitting=splits, do_resize=True, do_convert_rgb=True, do_pad=True, resample=1,
+            size=dict(longest_edge=128 if splits else 64), max_image_size=dict(longest_edge=64),
+        ),
+    )  # fmt: skip
+    write_json(out / "processor_config.json", dict(processor_class=f"{name}Processor", image_seq_len=4))
+    return dict(
+        model_type=model_type, image_token_id=ids["<image>"], scale_factor=2, vocab_size=VOCAB,
+        eos_token_id=[ids["<end_of_utterance>"]], text_config=dict(_TEXT, model_type="llama", rope_theta=1e4),
+        vision_config=dict(
+            _TOWER, model_type="idefics3" if model_type == "idefics3" else "smolvlm_vision", patch_size=16,
+            num_hidden_layers=2, image_size=64,
+        ),
+    )  # fmt: skip
+
+
+def _gemma3(out: Path, model_type: str) -> dict[str, Any]:
+    specials = (
+        "<pad> <eos> <bos> <start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <image_soft_token>"
+    ).split()
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    turn = "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    chat = _chat(turn, "<end_of_turn>\n", "<start_of_image>", "<start_of_turn>model\n")
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", chat_template="{{ bos_token }}" + chat,
+        pad="<pad>", eos="<end_of_turn>", extra={"bos_token": "<bos>", **names, "extra_special_tokens": names},
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="Gemma3ImageProcessor", processor_class="Gemma3Processor",
+            size=dict(height=56, width=56), do_resize=True, resample=2, image_seq_length=4,
+        ),
+    )  # fmt: skip
+    write_json(out / "processor_config.json", dict(processor_class="Gemma3Processor", image_seq_length=4))
+    return dict(
+        model_type="gemma3", image_token_index=ids["<image_soft_token>"], boi_token_index=ids["<start_of_image>"],
+        eoi_token_index=ids["<end_of_image>"], mm_tokens_per_image=4, vocab_size=VOCAB, pad_token_id=ids["<pad>"],
+        eos_token_id=[ids["<end_of_turn>"]], hidden_size=64,
+        text_config=dict(
+            _TEXT, model_type="gemma3_text", head_dim=16, rope_theta=1e6, sliding_window=24, sliding_window_pattern=3,
+            query_pre_attn_scalar=16, mm_tokens_per_image=4,
+        ),
+        vision_config=dict(
+            _TOWER, model_type="siglip_vision_model", num_hidden_layers=2, patch_size=14, image_size=56
+        ),
+    )  # fmt: skip
+
+
+VLM = {
+    "qwen3_vl": _qwen3,
+    "qwen3_vl_moe": _qwen3,
+    "qwen3_5": _qwen3,
+    "qwen2_5_vl": _qwen2,
+    "qwen2_vl": _qwen2,
+    "gemma3": _gemma3,
+    "smolvlm": _idefics,
+    "idefics3": _idefics,
+    "llava": _llava,
+}
+
+
+def build_vlm(name: str, out: Path) -> None:
+    from mlx_vlm.utils import get_model_and_args, update_module_configs
+
+    model_type = name.removesuffix("_mm")
+    config = VLM[model_type](out, model_type)
+    write_json(out / "config.json", config)
+    full = json.loads(json.dumps(config))
+    for part in ("text_config", "vision_config", "audio_config"):
+        full.setdefault(part, {})
+    module, _ = get_model_and_args(config=full)
+    model_config = module.ModelConfig.from_dict(full)
+    model_config = update_module_configs(
+        model_config, module, full, ["text", "vision", "perceiver", "projector", "audio"]
+    )
+    mx.random.seed(1)
+    model = module.Model(model_config)
+    randomize(model)
+    save_weights(model, out, "float32")
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """A small picture of random blocks, different for each seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
