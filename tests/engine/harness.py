@@ -1,0 +1,101 @@
+"""A whole engine on a real (tiny) model, driven step by step on the test's own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_mlx.engine.engine import Engine
+from vllm_mlx.engine.kv_cache import Quantization
+from vllm_mlx.engine.prefix_cache import PrefixCache
+from vllm_mlx.engine.request import Prompt, Request, SamplingParams
+from vllm_mlx.engine.runner import ModelRunner
+from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
+from vllm_mlx.engine.step import EngineStatus, FinishReason, TokenEvent
+
+BLOCK = 16
+
+
+@dataclass
+class Answer:
+    tokens: list[int] = field(default_factory=list)
+    events: list[TokenEvent] = field(default_factory=list)
+
+    @property
+    def last(self) -> TokenEvent:
+        return self.events[-1]
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self.last.finish_reason
+
+
+class EngineHarness:
+    """`ask` submits, `step` turns, `answers` collects by request id."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_rows: int = 8,
+        chunk: int = 32,
+        kv_budget_bytes: int = 1 << 30,
+        prefix_bytes: int = 1 << 28,
+        checkpoint_interval: int = 64,
+        quantization: Quantization | None = None,
+    ) -> None:
+        self.runner = ModelRunner(model, quantization=quantization, seed=0)
+        self.cache = PrefixCache(
+            block_size=BLOCK, budget_bytes=prefix_bytes, needs_checkpoint=self.runner.needs_checkpoint
+        )
+        self.limits = Limits(max_rows, kv_budget_bytes)
+        self.scheduler = Scheduler(
+            self.runner,
+            self.cache,
+            self.limits,
+            max_tokens_per_step=256,
+            chunk_sizer=FixedChunk(chunk),
+            block_size=BLOCK,
+            checkpoint_interval=checkpoint_interval,
+            atomic_spans=model.atomic_spans,
+        )
+        self.answers: dict[str, Answer] = {}
+        self.statuses: list[EngineStatus] = []
+        self.engine = Engine(self.scheduler, self.runner, self._publish)
+
+    def ask(self, prompt: Prompt | Sequence[int], *, id: str | None = None, max_tokens: int = 12, **options: Any) -> str:
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(tuple(prompt), boundaries=options.pop("boundaries", ()))
+        request = Request(id or f"r{len(self.answers)}", prompt, max_tokens, **options)
+        self.answers[request.id] = Answer()
+        self.engine.submit(request)
+        return request.id
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.engine.step()
+
+    def run(self) -> None:
+        """Until nothing is left to do."""
+        turns = 0
+        while self.engine.has_work:
+            self.engine.step()
+            turns += 1
+            assert turns < 5000, "the engine does not come to an end"
+
+    def lone(self, prompt: Prompt | Sequence[int], **options: Any) -> list[int]:
+        request_id = self.ask(prompt, **options)
+        self.run()
+        return self.answers[request_id].tokens
+
+    def _publish(self, events: list[TokenEvent], status: EngineStatus) -> None:
+        self.statuses.append(status)
+        for event in events:
+            answer = self.answers[event.request_id]
+            answer.tokens += event.token_ids
+            answer.events.append(event)
+
+
+def sampled(**params: Any) -> SamplingParams:
+    return SamplingParams(**params)

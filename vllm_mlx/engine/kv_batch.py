@@ -1,0 +1,399 @@
+"""KV of many sequences side by side, one token written to each row per step. MLX thread only.
+
+Rows stand in place, with their lengths on the host; nothing is padded on the left and nobody moves:
+
+              capacity (tokens) ─────────────►
+    row 0     [kkkkkkkkkkkk.........]     length 12
+    row 1     [kkk..................]     length 3     (free rows have length 0)
+    row 2     [kkkkkkkkkkkkkkkkkk...]     length 18
+                        ▲ each row's new token goes to its own length; a mask hides what lies beyond
+
+A row joins by one copy of itself and leaves by being forgotten. Buffers grow and shrink by whole steps of rows and
+tokens. Window layers are rings: position p stands in slot p mod size. Offsets, write positions and masks are built fresh
+from host integers at each step (`Frame`), never updated in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from vllm_mlx.engine.kv_cache import (
+    AttentionRow,
+    Planes,
+    QuantizedAttentionRow,
+    RecurrentRow,
+    Row,
+    RowCache,
+    WindowRow,
+    cut,
+    group,
+)
+
+
+class Frame:
+    """What all layers of one step share: positions of the new tokens, made into arrays once."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self.span = max(self.lengths) + 1
+        self.is_single = len(self.lengths) == 1
+        self.offset = mx.array(self.lengths, dtype=mx.int32)
+        self._masks: dict[tuple[int | None, int | None], mx.array | None] = {}
+        self._slots: dict[int | None, mx.array] = {}
+
+    def slots(self, ring: int | None) -> mx.array:
+        """int32 [R, 1, 1, 1]: where each row's token is written, in a plain buffer or a ring of that size."""
+        if ring not in self._slots:
+            positions = self.offset if ring is None else self.offset % ring
+            self._slots[ring] = positions[:, None, None, None]
+        return self._slots[ring]
+
+    def mask(self, ring: int | None, window: int | None) -> mx.array | None:
+        """bool [R, 1, 1, span]: the slots each row may see; None where a single row may see all of them."""
+        if (ring, window) not in self._masks:
+            self._masks[ring, window] = self._make_mask(ring, window)
+        return self._masks[ring, window]
+
+    def _make_mask(self, ring: int | None, window: int | None) -> mx.array | None:
+        span = self.span if ring is None else min(self.span, ring)
+        visible = min(window or self.span, ring or self.span)
+        if self.is_single and visible >= span:
+            return None
+        slots = mx.arange(span, dtype=mx.int32)[None]
+        offset = self.offset[:, None]
+        age = offset - slots if ring is None else (offset - slots) % ring
+        mask = (age >= 0) & (age < visible) & (age <= offset)
+        return mask[:, None, None, :]
+
+
+class AttentionRows:
+    """Keys and values of all rows of one layer, planes [capacity_rows, heads, capacity_tokens, dim]."""
+
+    is_sliceable = True
+
+    def __init__(self, like: AttentionRow) -> None:
+        self._like = like
+        self._keys: Planes = ()
+        self._values: Planes = ()
+        self._capacity = (0, 0)
+        self.frame: Frame | None = None
+
+    # what model code uses
+
+    @property
+    def offset(self) -> mx.array:
+        assert self.frame is not None
+        return self.frame.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        self._keys = self._put(self._keys, self._like.pack(keys))
+        self._values = self._put(self._values, self._like.pack(values))
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[Any, Any]:
+        assert self.frame is not None
+        span = self.frame.span
+        keys = tuple(p[:, :, :span] for p in self._keys)
+        values = tuple(p[:, :, :span] for p in self._values)
+        return self._like.show(keys), self._like.show(values)
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        assert self.frame is not None and N == 1, "a batch decodes one token a step"
+        return self.frame.mask(None, window_size)
+
+    def size(self) -> int:
+        return self.frame.span - 1 if self.frame else 0
+
+    def empty(self) -> bool:
+        return not self._keys
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [*self._keys, *self._values]
+
+    @property
+    def keys(self) -> mx.array:
+        return self._keys[0]
+
+    @keys.setter
+    def keys(self, value: mx.array) -> None:
+        self._keys = (value, *self._keys[1:])
+
+    @property
+    def values(self) -> mx.array:
+        return self._values[0]
+
+    @values.setter
+    def values(self, value: mx.array) -> None:
+        self._values = (value, *self._values[1:])
+
+    # what the batch uses
+
+    def resize(self, num_rows: int, num_tokens: int) -> None:
+        self._capacity = num_rows, num_tokens
+        self._keys = tuple(_resized(p, num_rows, num_tokens) for p in self._keys)
+        self._values = tuple(_resized(p, num_rows, num_tokens) for p in self._values)
+
+    def select(self, keep: mx.array) -> None:
+        self._keys = tuple(p[keep] for p in self._keys)
+        self._values = tuple(p[keep] for p in self._values)
+
+    def join(self, index: int, row: Row) -> None:
+        assert isinstance(row, AttentionRow)
+        keys, values = row.planes()
+        if keys:
+            self._keys = _set_row(self._made(self._keys, keys), index, keys)
+            self._values = _set_row(self._made(self._values, values), index, values)
+
+    def segment(self, index: int, start: int, end: int) -> tuple[Planes, Planes]:
+        keys = tuple(p[index : index + 1] for p in self._keys)
+        values = tuple(p[index : index + 1] for p in self._values)
+        return cut(keys, start, end), cut(values, start, end)
+
+    def _put(self, buffers: Planes, new: Planes) -> Planes:
+        """One token into each row, at the row's own length."""
+        assert self.frame is not None
+        buffers = self._made(buffers, new)
+        if self.frame.is_single:
+            position = self.frame.lengths[0]
+            for buffer, x in zip(buffers, new, strict=True):
+                buffer[:, :, position : position + 1] = x
+            return buffers
+        slots = self.frame.slots(None)
+        return tuple(
+            mx.put_along_axis(buffer, mx.broadcast_to(slots, x.shape), x, axis=2)
+            for buffer, x in zip(buffers, new, strict=True)
+        )
+
+
+    def _made(self, buffers: Planes, like: Planes) -> Planes:
+        """The buffers; made on first use."""
+        return buffers or tuple(_empty_buffer(x, *self._capacity) for x in like)
+
+
+class QuantizedAttentionRows(AttentionRows):
+    """`AttentionRows` with quantised planes; `bits` and `group_size` tell the model code so."""
+
+    def __init__(self, like: QuantizedAttentionRow) -> None:
+        super().__init__(like)
+        self.bits = like.bits
+        self.group_size = like.group_size
+
+
+class WindowRows:
+    """The last `max_size` tokens of every row, each row a ring."""
+
+    is_sliceable = False
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self._capacity = (0, 0)
+        self.frame: Frame | None = None
+
+    @property
+    def offset(self) -> mx.array:
+        assert self.frame is not None
+        return self.frame.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        assert self.frame is not None
+        self._make(keys, values)
+        slots = self.frame.slots(self.max_size)
+        self.keys = mx.put_along_axis(self.keys, mx.broadcast_to(slots, keys.shape), keys, axis=2)
+        self.values = mx.put_along_axis(self.values, mx.broadcast_to(slots, values.shape), values, axis=2)
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        assert self.frame is not None and self.keys is not None and self.values is not None
+        span = min(self.frame.span, self.max_size)
+        return self.keys[:, :, :span], self.values[:, :, :span]
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        assert self.frame is not None and N == 1, "a batch decodes one token a step"
+        return self.frame.mask(self.max_size, window_size)
+
+    def size(self) -> int:
+        return min(self.frame.span - 1, self.max_size) if self.frame else 0
+
+    def empty(self) -> bool:
+        return self.keys is None
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [a for a in (self.keys, self.values) if a is not None]
+
+    def resize(self, num_rows: int, num_tokens: int) -> None:
+        num_tokens = min(num_tokens, self.max_size)
+        self._capacity = num_rows, num_tokens
+        if self.keys is not None and self.values is not None:
+            self.keys = _resized(self.keys, num_rows, num_tokens)
+            self.values = _resized(self.values, num_rows, num_tokens)
+
+    def select(self, keep: mx.array) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[keep], self.values[keep]
+
+    def join(self, index: int, row: Row) -> None:
+        assert isinstance(row, WindowRow)
+        if row.keys is None or row.values is None:
+            return
+        self._make(row.keys, row.values)
+        (self.keys,) = _set_row((self.keys,), index, (self._as_ring(row.keys, row.offset),))
+        (self.values,) = _set_row((self.values,), index, (self._as_ring(row.values, row.offset),))
+
+    def _make(self, keys: mx.array, values: mx.array) -> None:
+        """Buffers, on first use."""
+        if self.keys is None or self.values is None:
+            self.keys = _empty_buffer(keys, *self._capacity)
+            self.values = _empty_buffer(values, *self._capacity)
+
+    def _as_ring(self, x: mx.array, offset: int) -> mx.array:
+        """Tokens in order of position, turned so that position p stands in slot p mod size."""
+        if offset <= self.max_size:
+            return x
+        return mx.roll(x, offset % self.max_size, axis=2)
+
+
+class RecurrentRows:
+    """State arrays of all rows in the model stack's own holder, batch first."""
+
+    is_sliceable = False
+
+    def __init__(self, like: RecurrentRow) -> None:
+        self.num_slots = like.num_slots
+        self.entry = type(like.entry)(like.num_slots)
+        self._num_rows = 0
+        self.frame: Frame | None = None
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [a for a in (self.entry[i] for i in range(self.num_slots)) if a is not None]
+
+    def resize(self, num_rows: int, num_tokens: int) -> None:
+        self._num_rows = num_rows
+        for i in range(self.num_slots):
+            if (array := self.entry[i]) is not None:
+                self.entry[i] = _rows_resized(array, num_rows)
+
+    def select(self, keep: mx.array) -> None:
+        for i in range(self.num_slots):
+            if (array := self.entry[i]) is not None:
+                self.entry[i] = array[keep]
+
+    def join(self, index: int, row: Row) -> None:
+        """A row without state yet joins as zeros, which is what models start from."""
+        assert isinstance(row, RecurrentRow)
+        for i, array in enumerate(row.slots()):
+            held = self.entry[i]
+            if held is None and array is None:
+                continue
+            if held is None:
+                held = mx.zeros((self._num_rows, *array.shape[1:]), array.dtype)
+            if array is None:
+                array = mx.zeros((1, *held.shape[1:]), held.dtype)
+            self.entry[i] = mx.concatenate([held[:index], array, held[index + 1 :]], axis=0)
+
+
+Rows = AttentionRows | WindowRows | RecurrentRows
+
+
+class BatchCache:
+    """All layers of the decode batch. `entries` is what the model is called with."""
+
+    token_step = 128
+
+    def __init__(self, like: RowCache) -> None:
+        assert like.is_batchable
+        self.layers: list[Rows] = [_rows_like(row) for row in like.rows]
+        self._groups = like.groups
+        self.num_rows = 0
+        self.num_tokens = 0
+
+    @property
+    def entries(self) -> list[Any]:
+        views = [layer.entry if isinstance(layer, RecurrentRows) else layer for layer in self.layers]
+        return group(self._groups, views)
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [a for layer in self.layers for a in layer.state]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.state)
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        """Make the buffers exactly this many rows, and at least (in whole steps) this many tokens long."""
+        num_tokens = -(-num_tokens // self.token_step) * self.token_step
+        if (num_rows, num_tokens) == (self.num_rows, self.num_tokens):
+            return
+        self.num_rows, self.num_tokens = num_rows, num_tokens
+        for layer in self.layers:
+            layer.resize(num_rows, num_tokens)
+
+    def join(self, index: int, row: RowCache) -> None:
+        """Copy one sequence's cache into row `index`."""
+        for layer, part in zip(self.layers, row.rows, strict=True):
+            layer.join(index, part)
+
+    def select(self, indices: Sequence[int], num_rows: int) -> None:
+        """Keep only these rows, in this order, in buffers of `num_rows` rows."""
+        keep = mx.array([*indices, *[0] * (num_rows - len(indices))], dtype=mx.uint32)
+        for layer in self.layers:
+            layer.select(keep)
+            layer.resize(num_rows, self.num_tokens)
+        self.num_rows = num_rows
+
+    def begin(self, lengths: Sequence[int]) -> None:
+        """Set the step's positions: row i gets its next token at `lengths[i]`."""
+        frame = Frame(lengths)
+        for layer in self.layers:
+            layer.frame = frame
+
+    def segment_layers(self, index: int, start: int, end: int) -> tuple[tuple[Planes, Planes], ...]:
+        return tuple(layer.segment(index, start, end) for layer in self.layers if isinstance(layer, AttentionRows))
+
+
+def _rows_like(row: Row) -> Rows:
+    match row:
+        case QuantizedAttentionRow():
+            return QuantizedAttentionRows(row)
+        case AttentionRow():
+            return AttentionRows(row)
+        case WindowRow():
+            return WindowRows(row.max_size)
+        case RecurrentRow():
+            return RecurrentRows(row)
+    raise AssertionError(f"rows of a {type(row).__name__} cannot be batched")
+
+
+def _empty_buffer(like: mx.array, num_rows: int, num_tokens: int) -> mx.array:
+    return mx.zeros((num_rows, like.shape[1], num_tokens, like.shape[3]), like.dtype)
+
+
+def _set_row(buffers: Planes, index: int, row: Planes) -> Planes:
+    """`row` [1, H, n, D] written to the front of row `index`."""
+    for buffer, x in zip(buffers, row, strict=True):
+        buffer[index : index + 1, :, : x.shape[2]] = x
+    return buffers
+
+
+def _resized(buffer: mx.array, num_rows: int, num_tokens: int) -> mx.array:
+    """The buffer with other capacities; what lies beyond them is dropped."""
+    buffer = _rows_resized(buffer, num_rows)
+    rows, heads, tokens, dim = buffer.shape
+    if tokens < num_tokens:
+        return mx.concatenate([buffer, mx.zeros((rows, heads, num_tokens - tokens, dim), buffer.dtype)], axis=2)
+    return buffer if tokens == num_tokens else mx.contiguous(buffer[:, :, :num_tokens])
+
+
+def _rows_resized(array: mx.array, num_rows: int) -> mx.array:
+    rows = array.shape[0]
+    if rows < num_rows:
+        return mx.concatenate([array, mx.zeros((num_rows - rows, *array.shape[1:]), array.dtype)], axis=0)
+    return array if rows == num_rows else mx.contiguous(array[:num_rows])

@@ -1,0 +1,275 @@
+"""Executes plans on the device: prompt chunks into a sequence's own cache, decode steps for all rows at once.
+
+A prompt is prefilled up to its last token, which the first decode step computes: so sampling happens in one place only,
+and no logits are ever computed for a prompt. `launch` starts the work and returns; `collect` waits for the tokens. MLX
+thread only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vllm_mlx.engine.constraint import Guide, prepare_guides
+from vllm_mlx.engine.decode_batch import DecodeBatch
+from vllm_mlx.engine.kv_cache import (
+    Footprint,
+    KVSegment,
+    Layout,
+    Quantization,
+    RowCache,
+    StateCheckpoint,
+    measure_footprint,
+)
+from vllm_mlx.engine.media_cache import MediaCache
+from vllm_mlx.engine.prefix_cache import Lease
+from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
+from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult
+from vllm_mlx.models.base import Features, LanguageModel
+
+
+@dataclass(eq=False)
+class Seat:
+    """What the runner holds for one running sequence.
+
+    `cache` is the sequence's own while it is prefilled, and None once it stands in the decode batch. `token` is where its
+    last sampled token is to be found while the host does not know it: (array [n], index).
+    """
+
+    sequence: Sequence
+    cache: RowCache | None
+    sampling: SamplingRow
+    state: Any | None
+    checkpoints: dict[int, StateCheckpoint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step on its way: the seats it decoded, in the order of its tokens."""
+
+    plan: StepPlan
+    seats: tuple[Seat, ...]
+    sampled: SampledBatch | None
+    allows_overlap: bool
+
+
+class ModelRunner:
+    """One model, its decode batch and its sampler.
+
+    `max_single_rows`: models whose caches cannot stand side by side are decoded row by row, all in one step.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        quantization: Quantization | None = None,
+        media_cache: MediaCache[Features] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.model = model
+        self.layout = Layout(model.make_cache, quantization)
+        self.footprint: Footprint = measure_footprint(
+            self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
+        )
+        example = self.layout.new_row()
+        self.needs_checkpoint = not example.is_sliceable
+        self.is_batched = example.is_batchable and model.profile.runs_batched
+        self._example = example
+        self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
+        self._seats: dict[str, Seat] = {}
+        self._batch: DecodeBatch | None = None
+        self._sampler = BatchSampler()
+        self._last: LaunchedStep | None = None
+        self._seeds = itertools.count(seed if seed is not None else int.from_bytes(np.random.bytes(6), "little"))
+
+    # ── KV, as the scheduler asks for it ────────────────────────────────────────────────────────────────────────
+
+    def bytes_for(self, num_tokens: int) -> int:
+        return self.footprint.bytes_for(num_tokens)
+
+    def open(self, sequence: Sequence, lease: Lease | None) -> None:
+        cache = self.layout.new_row()
+        if lease is not None and lease.num_tokens:
+            cache.load(lease)
+        request = sequence.request
+        completion = sequence.tokens[sequence.num_prompt_tokens :]
+        sampling = SamplingRow(
+            request.sampling,
+            vocab_size=self.model.profile.vocab_size,
+            seed=next(self._seeds),
+            prompt_ids=request.prompt.token_ids,
+            completion_ids=completion,
+            stop_token_ids=request.stop_token_ids,
+            guide=Guide.of(request, completion),
+        )
+        self._seats[sequence.id] = Seat(sequence, cache, sampling, self.model.prompt_state(request.prompt))
+
+    def segment(self, sequence: Sequence, start: int, end: int) -> KVSegment:
+        seat = self._seats[sequence.id]
+        if seat.cache is not None:
+            segment = seat.cache.segment(start, end)
+        else:
+            assert self._batch is not None
+            segment = self._batch.segment(sequence.id, start, end)
+        mx.async_eval(segment.arrays())
+        return segment
+
+    def checkpoint(self, sequence: Sequence, position: int) -> StateCheckpoint | None:
+        return self._seats[sequence.id].checkpoints.pop(position, None)
+
+    def close(self, sequence: Sequence) -> None:
+        seat = self._seats.pop(sequence.id)
+        if seat.cache is None and self._batch is not None:
+            self._batch.leave(sequence.id)
+            if not len(self._batch):
+                self._batch = None
+
+    def reset(self) -> None:
+        """After a failed step nothing on the device is trusted; the scheduler has closed all rows."""
+        self._batch = None
+        self._last = None
+        self._sampler = BatchSampler()
+
+    # ── executing ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> LaunchedStep:
+        """Start the step's decode, then its chunks; returns at once where the device allows it."""
+        seats = tuple(self._seats[request_id] for request_id in plan.decode)
+        sampled = self._decode(seats) if seats else None
+        for chunk in plan.chunks:
+            self._prefill(self._seats[chunk.request_id], chunk)
+        overlap = not any(seat.sampling.needs_host_token for seat in seats)
+        self._last = LaunchedStep(plan, seats, sampled, overlap)
+        return self._last
+
+    def collect(self, launched: LaunchedStep) -> StepResult:
+        """Wait for the step's tokens."""
+        if launched.sampled is None:
+            return StepResult()
+        tokens = launched.sampled.collect()
+        results, failures = [], {}
+        for seat, (token_id, logprobs), error in zip(
+            launched.seats, tokens, launched.sampled.row_errors, strict=True
+        ):
+            if error is not None:
+                failures[seat.sequence.id] = error
+                continue
+            if seat.sampling.guide is not None:
+                seat.sampling.guide.accept(token_id)
+            results.append(Sampled(seat.sequence.id, (token_id,), (logprobs,) if logprobs else ()))
+        return StepResult(tuple(results), failures)
+
+    def metrics(self) -> Mapping[str, object]:
+        batch = self._batch
+        return {
+            "batch_rows": batch.num_rows if batch else 0,
+            "kv_held_bytes": (batch.cache.nbytes if batch else 0)
+            + sum(sum(a.nbytes for a in s.cache.state) for s in self._seats.values() if s.cache is not None),
+            "media_cache_bytes": self._media.nbytes,
+        }
+
+    # ── one prompt chunk ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _prefill(self, seat: Seat, chunk: Chunk) -> None:
+        assert seat.cache is not None, "a sequence in the decode batch has nothing to prefill"
+        tokens = mx.array(seat.sequence.tokens[chunk.start : chunk.end], dtype=mx.int32)[None]
+        features = self._features(seat.sequence, chunk.start, chunk.end)
+        self.model.prefill(tokens, chunk.start, seat.cache.entries, seat.state, features)
+        mx.async_eval(seat.cache.state)
+        if chunk.keep_state:
+            checkpoint = seat.cache.checkpoint(chunk.end)
+            seat.checkpoints[chunk.end] = checkpoint
+
+    def _features(self, sequence: Sequence, start: int, end: int) -> dict[int, Features]:
+        """Encoder outputs of the spans that overlap [start, end), computed once per content."""
+        found = {}
+        for index, span in enumerate(sequence.request.prompt.media):
+            if span.start < end and start < span.end:
+                features = self._media.get(span.content_hash)
+                if features is None:
+                    features = self.model.encode(span)
+                    mx.eval(features.arrays())
+                    self._media.put(span.content_hash, features)
+                found[index] = features
+        return found
+
+    # ── one decode step ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _decode(self, seats: SequenceOf[Seat]) -> SampledBatch:
+        logits = self._batched_logits(seats) if self.is_batched else self._single_logits(seats)
+        guides = [seat.sampling.guide for seat in seats]
+        if any(guide is not None for guide in guides):
+            mx.async_eval(logits)  # the device computes while the host makes the masks
+            prepare_guides(guides)
+        sampled = self._sampler.sample(logits, [seat.sampling for seat in seats])
+        mx.async_eval(sampled.arrays(), self._states(seats))
+        return sampled
+
+    def _states(self, seats: SequenceOf[Seat]) -> list[mx.array]:
+        """Caches written by this step. All are evaluated with it, or the graph of recurrent states would grow."""
+        if self._batch is not None:
+            return self._batch.cache.state
+        return [a for seat in seats if seat.cache is not None for a in seat.cache.state]
+
+    def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
+        """Logits [len(seats), V] of one forward over all rows of the batch."""
+        if self._batch is None:
+            self._batch = DecodeBatch(self._example)
+        batch = self._batch
+        for seat in seats:
+            if seat.cache is not None:
+                batch.join(seat.sequence.id, seat.cache, seat.sequence.num_computed - 1)
+                seat.cache = None
+        positions = batch.begin_step([seat.sequence.id for seat in seats])
+        indices = [batch.index(seat.sequence.id) for seat in seats]
+        states: list[Any | None] = [None] * batch.num_rows
+        for seat, index in zip(seats, indices, strict=True):
+            states[index] = seat.state
+        tokens = self._tokens(seats)
+        if indices != list(range(batch.num_rows)):
+            places = np.zeros(batch.num_rows, dtype=np.uint32)
+            places[indices] = np.arange(len(seats), dtype=np.uint32)
+            tokens = tokens[mx.array(places)]
+        logits = self.model.decode(tokens[:, None], positions, batch.cache.entries, states)
+        return logits if indices == list(range(batch.num_rows)) else logits[mx.array(indices, dtype=mx.uint32)]
+
+    def _single_logits(self, seats: SequenceOf[Seat]) -> mx.array:
+        """Logits of one forward per row, for caches that cannot stand side by side."""
+        rows = []
+        for i, seat in enumerate(seats):
+            assert seat.cache is not None
+            tokens = self._tokens([seat])
+            position = seat.sequence.num_computed - 1
+            rows.append(self.model.decode(tokens[:, None], [position], seat.cache.entries, [seat.state]))
+        return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=0)
+
+    def _tokens(self, seats: SequenceOf[Seat]) -> mx.array:
+        """int32 [len(seats)]: each sequence's last token, from the host where known, else from the step in flight."""
+        known = [self._known_token(seat) for seat in seats]
+        if None not in known:
+            return mx.array(known, dtype=mx.int32)
+        last = self._last
+        assert last is not None and last.sampled is not None, "a token is pending, but no step is in flight"
+        places = {id(seat): i for i, seat in enumerate(last.seats)}
+        if last.seats == tuple(seats):
+            pending = last.sampled.tokens.astype(mx.int32)
+        else:
+            order = [places.get(id(seat), 0) for seat in seats]
+            pending = last.sampled.tokens[mx.array(order, dtype=mx.uint32)].astype(mx.int32)
+        if all(token is None for token in known):
+            return pending
+        is_known = mx.array([token is not None for token in known])
+        return mx.where(is_known, mx.array([token or 0 for token in known], dtype=mx.int32), pending)
+
+    @staticmethod
+    def _known_token(seat: Seat) -> int | None:
+        position = seat.sequence.num_computed - 1
+        tokens = seat.sequence.tokens
+        return tokens[position] if position < len(tokens) else None
