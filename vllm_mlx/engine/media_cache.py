@@ -1,7 +1,6 @@
 """Encoder outputs by content hash, under a byte budget: a second question about an image runs no encoder.
 
-Engine thread only. No MLX: a value is anything with `nbytes`. Running requests hold their own references, so dropping an
-entry here never takes features away from a sequence.
+Engine thread only. No MLX: a value is anything with `nbytes`. A dropped entry costs another run of the encoder, no more.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..models.span import MediaSpan as MediaSpan
+from ..models.span import VideoFrames as VideoFrames
 
 
 @dataclass(frozen=True, slots=True)

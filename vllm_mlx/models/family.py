@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from .base import Features, Prompt
-from .span import MediaSpan
+from .span import MediaSpan, VideoFrames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,14 +39,6 @@ class Prepared:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.inputs.values())
-
-
-@dataclass(frozen=True)
-class VideoFrames:
-    """A clip: its sampled frames, and the time of each in seconds from the start."""
-
-    frames: Sequence[Image]
-    times_s: Sequence[float]
 
 
 class Family:

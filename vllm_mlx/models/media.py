@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidRequest
-from .family import Family, Prepared, VideoFrames
-from .span import MediaSpan
+from .family import Family, Prepared
+from .span import MediaSpan, VideoFrames
 
 if TYPE_CHECKING:
     from PIL.Image import Image

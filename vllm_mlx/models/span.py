@@ -1,14 +1,18 @@
-"""The token range of one piece of media, with what its encoder needs. Frozen; numpy only; made on worker threads.
+"""One piece of media: a clip's frames as they come in, a span of the prompt as it goes on. Frozen; worker threads.
 
-It lives here, in the lowest layer that reads it; `engine.request` shows it to the layers above.
+No MLX. The types live here, in the lowest layer that reads them; `engine.request` shows them to the layers above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,15 @@ class MediaSpan:
     @property
     def end(self) -> int:
         return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFrames:
+    """A clip: its sampled frames (RGB), and the time of each in seconds from the start."""
+
+    frames: Sequence[Image]
+    times_s: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if not self.frames or len(self.frames) != len(self.times_s):
+            raise ValueError("a clip has at least one frame, and a time for each")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..family import Prepared, VideoFrames
+from ..family import Prepared
 from ..mrope import MRopeFamily
+from ..span import VideoFrames
 
 if TYPE_CHECKING:
     from PIL.Image import Image

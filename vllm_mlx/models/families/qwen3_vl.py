@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..family import VideoFrames
+from ..span import VideoFrames
 from .qwen2_vl import ModelFamily as Qwen2VLFamily
 
 
