@@ -1,0 +1,84 @@
+"""The outermost middleware: a request id in and out, one access line, one count, and the last boundary for errors.
+
+Pure ASGI: Starlette's BaseHTTPMiddleware would cost ten times as much a chunk and hide disconnects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_mlx.api.errors import error_response
+from vllm_mlx.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# What may be echoed into a header and a log line.
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+_QUIET_PATHS = frozenset({"/health", "/metrics"})
+
+
+class RequestScope:
+    """Gives each HTTP request its id, and sees to it that each gets an answer in its protocol's shape."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _given_id(scope) or f"req_{uuid.uuid4().hex[:24]}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 0
+        id_header = (b"x-request-id", request_id.encode())
+
+        async def tagged_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), id_header]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged_send)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # The request boundary: log and answer.
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if status:
+                raise
+            await error_response(scope, error)(scope, receive, tagged_send)
+        finally:
+            self._note(scope, request_id, status, time.monotonic() - started)
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.http_answers.labels(method=scope["method"], route=route, status=str(status)).inc()
+        level = logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO
+        if log.isEnabledFor(level):
+            client = scope.get("client") or ("-",)
+            log.log(
+                level,
+                "%s %s %s → %d in %.3fs (%s)",
+                client[0], scope["method"], _printable(scope["path"]), status, seconds, request_id,
+            )  # fmt: skip
+
+
+def _given_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _SAFE_ID.fullmatch(text) else None
+    return None
+
+
+def _printable(path: str) -> str:
+    """A path fit for a log line: no control characters, no novels."""
+    return "".join(c if c.isprintable() else "?" for c in path[:200])

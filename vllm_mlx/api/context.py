@@ -1,0 +1,134 @@
+"""What HTTP handlers may use: the parts below, the served model's facts, and the resolved settings.
+
+`app` builds one `ServerContext` per application and hangs it on `app.state`; nothing here is global, so two servers can
+live in one process. Used on the asyncio thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from starlette.requests import Request
+
+from vllm_mlx.api.live import LiveRequests
+from vllm_mlx.engine.step import EngineStatus
+from vllm_mlx.errors import Unavailable
+from vllm_mlx.generation.events import OutputEvent
+from vllm_mlx.generation.request import GenerationRequest
+from vllm_mlx.observability.metrics import Metrics
+from vllm_mlx.settings import Settings
+
+
+class Generation(Protocol):
+    """The part of `generation.service.GenerationService` that protocols need."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[OutputEvent]:
+        """Events of one generation; errors before the first event are raised at the first `__anext__`."""
+        ...
+
+    def cancel(self, request_id: str) -> bool:
+        """End a generation early with what it has; False when the id is not running."""
+        ...
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        """Tokens the request's prompt would have: exactly what `generate` would report."""
+        ...
+
+    async def tokenize_prompt(self, request: GenerationRequest, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of the request's prompt, text or chat."""
+        ...
+
+    async def detokenize(self, token_ids: tuple[int, ...]) -> str:
+        """Text of token ids, special tokens shown."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token by itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Facts of the loaded model, as far as clients may know them. None: unknown.
+
+    `context_tokens` is what is enforced, `max_context_tokens` what the model itself could take.
+    """
+
+    id: str
+    fingerprint: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+    model_type: str | None = None
+    architecture: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    context_tokens: int | None = None
+    max_context_tokens: int | None = None
+    vocab_size: int | None = None
+    modalities: frozenset[str] = frozenset({"text"})
+    has_chat_template: bool = True
+    has_thinking_tokens: bool | None = None
+    reasoning_parser: str | None = None
+    tool_parser: str | None = None
+    weights_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_multimodal(self) -> bool:
+        return bool(self.modalities - {"text"})
+
+
+class Phase(StrEnum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """Everything a handler may reach. `app` moves `phase` and fills `service` and `model` when loading is done.
+
+    `api_keys` maps each key's name to the key; `notes` are the sentences that `Settings.resolve` gave.
+    """
+
+    settings: Settings = Settings()
+    api_keys: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    service: Generation | None = None
+    model: ServedModel | None = None
+    read_status: Callable[[], EngineStatus] = EngineStatus
+    clear_cache: Callable[[], Awaitable[int]] | None = None
+    read_memory: Callable[[], Mapping[str, Any]] | None = None
+    health_checks: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
+    phase: Phase = Phase.READY
+    failure: str | None = None
+    live: LiveRequests = field(default_factory=LiveRequests)
+    metrics: Metrics = field(default_factory=Metrics)
+    started: float = field(default_factory=time.monotonic)
+
+    def require_service(self) -> Generation:
+        """The generation service, or `Unavailable` saying why there is none."""
+        if self.phase is Phase.LOADING or self.service is None:
+            raise Unavailable("The model is still loading; try again in a few seconds.", retry_after_s=5)
+        if self.phase is Phase.DRAINING:
+            raise Unavailable("The server is shutting down and takes no new requests.", retry_after_s=30)
+        if self.phase is Phase.FAILED:
+            raise Unavailable(f"The server cannot serve: {self.failure or 'the engine has failed'}.")
+        return self.service
+
+    def require_model(self) -> ServedModel:
+        self.require_service()
+        assert self.model is not None, "a service without a model"
+        return self.model
+
+
+def get_context(request: Request) -> ServerContext:
+    """FastAPI dependency: this application's context."""
+    context: ServerContext = request.app.state.context
+    return context

@@ -1,0 +1,116 @@
+"""What every generation route does alike: which model, which client, trust, open the choices, answer or stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_mlx.api.choices import collect_choices, open_choices
+from vllm_mlx.api.context import ServedModel, ServerContext
+from vllm_mlx.api.errors import HttpError, request_id_of
+from vllm_mlx.api.live import LiveRequest
+from vllm_mlx.api.sse import EventStream, Renderer, watch_client
+from vllm_mlx.errors import InvalidRequest, UnknownModel
+from vllm_mlx.generation.events import Message
+from vllm_mlx.generation.request import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: for fairness, rate limits and cache namespaces. Set by `auth`, read from the ASGI scope."""
+
+    name: str = ""
+    namespace: str = ""
+    is_authenticated: bool = False
+    is_local: bool = False
+
+
+def caller_of(request: Request) -> Caller:
+    caller = (request.scope.get("state") or {}).get("caller")
+    return caller if isinstance(caller, Caller) else Caller()
+
+
+def find_model(context: ServerContext, name: str | None) -> ServedModel:
+    """The model that a request names. Any name is served, unless the server is strict about it."""
+    model = context.require_model()
+    server = context.settings.server
+    if not server.strict_model_id or name == model.id:
+        return model
+    aliases = dict(alias.split("=", 1) for alias in server.model_alias)
+    if name is not None and aliases.get(name) in (model.id, "default"):
+        return model
+    wanted = f"The model '{name}' is not served here" if name else "This server needs the model's exact id"
+    raise UnknownModel(f"{wanted}; it serves '{model.id}'.", param="model", code="model_not_found")
+
+
+def check_trust(context: ServerContext, caller: Caller, override: str | None) -> None:
+    """A request may change the repetition policy if its sender is known, or is on this machine with the server."""
+    if override is None or override == context.settings.guards.repetition_policy:
+        return
+    trusted = caller.is_authenticated or caller.is_local or context.settings.server.trust_requests_when_auth_disabled
+    if not trusted:
+        raise HttpError(
+            403,
+            "'repetition_policy_override' is honoured for authenticated and local callers only; leave it out.",
+            code="untrusted_override",
+        )
+
+
+def check_choices(context: ServerContext, num_choices: int) -> None:
+    limit = MAX_CHOICES
+    if num_choices > limit:
+        raise InvalidRequest(
+            f"This request asks for {num_choices} completions at once; the limit is {limit}.",
+            param="n",
+            code="invalid_value",
+        )
+
+
+MAX_CHOICES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A validated request on its way to the service."""
+
+    id: str
+    route: str
+    model: ServedModel
+    requests: Sequence[GenerationRequest]
+    is_stream: bool
+
+
+async def run_stream(context: ServerContext, http: Request, job: Job, renderer: Renderer) -> Response:
+    """Open the generations (errors until here have a status) and stream them."""
+    async with watch_client(http.receive):
+        events = await _open(context, http, job)
+    return EventStream(events, renderer)
+
+
+async def run_whole(context: ServerContext, http: Request, job: Job) -> list[Message]:
+    """Every generation's message; a client that leaves ends them."""
+    async with watch_client(http.receive):
+        return await collect_choices(await _open(context, http, job), len(job.requests))
+
+
+async def _open(context: ServerContext, http: Request, job: Job) -> Any:
+    entry = LiveRequest(
+        id=job.id,
+        request_id=request_id_of(http.scope) or job.id,
+        route=job.route,
+        model=job.model.id,
+        is_stream=job.is_stream,
+        generation_ids=tuple(request.id for request in job.requests),
+        client=caller_of(http).name,
+    )
+    service = context.require_service()
+    return await open_choices(service, job.requests, live=context.live, entry=entry, metrics=context.metrics)
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
