@@ -68,7 +68,10 @@ class Pulse:
 
 
 class Engine:
-    """Owner of scheduler and runner; everything here happens on the thread that calls `step`."""
+    """Owner of scheduler and runner; everything here happens on the thread that calls `step`.
+
+    `on_finished` are told of each ended sequence, `on_step` of each collected step with the seconds since the one before.
+    """
 
     def __init__(
         self, scheduler: Scheduler, runner: Runner, publish: Publish, *, clock: Callable[[], float] = time.monotonic
@@ -81,7 +84,9 @@ class Engine:
         self._committed: list[Committed] = []
         self._pulse = Pulse()
         self._num_steps = 0
+        self._last_collected = clock()
         self.on_finished: list[Callable[[Sequence], None]] = []
+        self.on_step: list[Callable[[StepPlan, float], None]] = []
 
     # ── what the inbox may ask ──────────────────────────────────────────────────────────────────────────────────
 
@@ -141,7 +146,11 @@ class Engine:
         except Exception as error:  # the step boundary
             self._fail(launched.plan, error)
             return
-        self._committed += self.scheduler.commit(launched.plan, result, self._clock())
+        now = self._clock()
+        elapsed_s, self._last_collected = now - self._last_collected, now
+        for callback in self.on_step:
+            callback(launched.plan, elapsed_s)
+        self._committed += self.scheduler.commit(launched.plan, result, now)
         if result.sampled or launched.plan.chunks:
             self._pulse.progress()
 
