@@ -86,6 +86,8 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
         ],
         "usage": render.usage_of(finals, choices_per_prompt=n),
     }
+    if body.prompt_logprobs is not None:
+        answer["prompt_logprobs"] = render.prompt_logprobs(messages[0].prompt_logprobs)
     if diagnostics := render.diagnostics_of(finals, level):
         answer["diagnostics"] = diagnostics
     return json_response(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
@@ -28,7 +29,15 @@ from vllm_mlx.api.requests import (
     run_whole,
 )
 from vllm_mlx.api.sse import DONE, KEEP_ALIVE
-from vllm_mlx.generation.events import Finished, KeepAlive, LogprobEntry, LogprobsDelta, OutputEvent
+from vllm_mlx.generation.events import (
+    Accepted,
+    Finished,
+    KeepAlive,
+    LogprobEntry,
+    LogprobsDelta,
+    Message,
+    OutputEvent,
+)
 from vllm_mlx.parsers.events import TextDelta
 
 router = APIRouter(tags=["OpenAI"])
@@ -63,20 +72,21 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
     ]
     echoes = await _echoes(context, prompts, n) if body.echo else [""] * len(requests)
     job = Job(id=id, route="completions", model=model, requests=requests, is_stream=bool(body.stream))
-    level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
     if body.stream:
         renderer = CompletionRenderer(
+            context,
+            body,
             id=id,
             model=model.id,
             fingerprint=model.fingerprint,
             echoes=echoes,
             choices_per_prompt=n,
-            include_usage=bool(body.stream_options and body.stream_options.include_usage),
-            diagnostics_level=level,
         )
         return await run_stream(context, http, job, renderer)
 
     messages = await run_whole(context, http, job)
+    if body.max_tokens == 0:
+        messages = [_without_completion(message) for message in messages]
     finals = [render.final_of(message) for message in messages]
     answer = {
         "id": id,
@@ -85,24 +95,51 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         "model": model.id,
         "system_fingerprint": model.fingerprint,
         "choices": [
-            {
-                "index": i,
-                "text": echo + message.text,
-                "logprobs": (
-                    render.legacy_logprobs(message.logprobs, text_offset=len(echo))
-                    if body.logprobs is not None
-                    else None
-                ),
-                "finish_reason": render.finish_reason(final),
-                **render.stop_fields(final),
-            }
-            for i, (echo, message, final) in enumerate(zip(echoes, messages, finals, strict=True))
+            _choice(context, body, i, echo, message)
+            for i, (echo, message) in enumerate(zip(echoes, messages, strict=True))
         ],
         "usage": render.usage_of(finals, choices_per_prompt=n),
     }
+    level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
     if diagnostics := render.diagnostics_of(finals, level):
         answer["diagnostics"] = diagnostics
     return json_response(answer)
+
+
+def _choice(context: ServerContext, body: CompletionRequest, index: int, echo: str, message: Message) -> dict[str, Any]:
+    final = render.final_of(message)
+    choice: dict[str, Any] = {
+        "index": index,
+        "text": echo + message.text,
+        "logprobs": None,
+        "finish_reason": render.finish_reason(final),
+        **render.stop_fields(final),
+    }
+    if body.logprobs is not None:
+        scored = _scored_prompt(context, message.accepted, message.prompt_logprobs) if body.echo else []
+        choice["logprobs"] = render.legacy_logprobs([*scored, *message.logprobs], text_offset=0)
+    if body.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = render.prompt_logprobs(message.prompt_logprobs)
+    return choice
+
+
+def _scored_prompt(
+    context: ServerContext, accepted: Accepted | None, entries: Sequence[LogprobEntry]
+) -> list[LogprobEntry]:
+    """The prompt's tokens with what they scored, the first of which has none."""
+    assert accepted is not None, "a generation without Accepted"
+    first_id = accepted.prompt_token_ids[0]
+    return [render.unscored(context.require_service().token_text(first_id), first_id), *entries]
+
+
+def _without_completion(message: Message) -> Message:
+    """Of an answer whose completion nobody asked for, the prompt's part."""
+    final = _no_completion(render.final_of(message))
+    return replace(message, text="", logprobs=[], finished=final)
+
+
+def _no_completion(final: Finished) -> Finished:
+    return replace(final, reason="length", stop_sequence=None, usage=replace(final.usage, num_completion_tokens=0))
 
 
 async def _echoes(context: ServerContext, prompts: Sequence[str | tuple[int, ...]], n: int) -> list[str]:
@@ -117,15 +154,18 @@ class CompletionRenderer:
 
     def __init__(
         self,
+        context: ServerContext,
+        body: CompletionRequest,
         *,
         id: str,
         model: str,
         fingerprint: str,
         echoes: Sequence[str],
         choices_per_prompt: int,
-        include_usage: bool,
-        diagnostics_level: str | None,
     ) -> None:
+        self._context = context
+        self._body = body
+        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
         head = {
             "id": id,
             "object": "text_completion",
@@ -134,26 +174,34 @@ class CompletionRenderer:
             "system_fingerprint": fingerprint,
         }
         self._head = b"data: " + orjson.dumps(head)[:-1]
-        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._tail = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
         self._prefixes = [self._head + b',"choices":[{"index":%d,"text":' % i for i in range(len(echoes))]
         self._middle = b',"logprobs":null,"finish_reason":null}]' + self._tail
         self._choices_per_prompt = choices_per_prompt
-        self._include_usage = include_usage
-        self._diagnostics_level = diagnostics_level
+        self._diagnostics_level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
         self._echoes = list(echoes)
-        self._offsets = [len(echo) for echo in echoes]
+        # Where the text of the next scored token begins; an echoed prompt is scored too.
+        self._offsets = [0] * len(echoes)
+        self._accepted: list[Accepted | None] = [None] * len(echoes)
         self._logprobs: list[list[LogprobEntry]] = [[] for _ in echoes]
         self._finals: dict[int, Finished] = {}
 
     def render(self, index: int, event: OutputEvent) -> bytes:
         match event:
+            case TextDelta() if self._body.max_tokens == 0:
+                return b""
             case TextDelta():
                 text, self._echoes[index] = self._echoes[index] + event.text, ""
                 if not self._logprobs[index]:
                     return self._prefixes[index] + orjson.dumps(text) + self._middle
                 rest = {"logprobs": self._take_logprobs(index), "finish_reason": None}
                 return self._chunk(index, text, rest)
-            case LogprobsDelta():
+            case Accepted():
+                self._accepted[index] = event
+            case LogprobsDelta(is_prompt=True):
+                scored = _scored_prompt(self._context, self._accepted[index], event.entries)
+                self._logprobs[index].extend(scored)
+            case LogprobsDelta() if self._body.max_tokens != 0:
                 self._logprobs[index].extend(event.entries)
             case KeepAlive():
                 return KEEP_ALIVE
@@ -177,6 +225,8 @@ class CompletionRenderer:
         return render.legacy_logprobs(entries, text_offset=offset)
 
     def _finish(self, index: int, event: Finished) -> bytes:
+        if self._body.max_tokens == 0:
+            event = _no_completion(event)
         self._finals[index] = event
         text, self._echoes[index] = self._echoes[index], ""
         rest = {

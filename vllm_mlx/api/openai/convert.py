@@ -62,6 +62,7 @@ def chat_request(body: wire.ChatCompletionRequest, *, id: str, seed_offset: int 
         max_tokens=body.max_completion_tokens or body.max_tokens,
         template_kwargs=template_kwargs,
         continue_final_message=_continues(body),
+        num_prompt_logprobs=body.prompt_logprobs,
         **_common(body),
         **rest,
     )
@@ -74,15 +75,19 @@ def completion_request(
     _refuse_unserved(body)
     if body.suffix:
         raise refuse("suffix", "'suffix' (text after the completion) is not supported; leave it out.")
-    if body.echo and body.logprobs is not None:
-        raise refuse("echo", "'echo' together with 'logprobs' (log-probabilities of the prompt) is not supported.")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid("max_tokens", "'max_tokens': 0 makes sense with 'echo' only; ask for at least one token.")
+    # An echoed prompt is scored like the completion.
+    num_prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     return GenerationRequest(
         id=id,
         prompt=prompt,
         output_format=output_format_of(body),
         sampling=sampling_of(body, num_logprobs=body.logprobs, seed_offset=seed_offset),
-        max_tokens=body.max_tokens,
+        # The engine computes one token at least; `completions` drops it when none was asked for.
+        max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
         parse_output=False,
+        num_prompt_logprobs=num_prompt_logprobs,
         **_common(body),
         **rest,
     )
@@ -416,8 +421,8 @@ def _refuse_unserved(body: wire.SamplingFields) -> None:
             )
     if body.truncate_prompt_tokens is not None:
         raise refuse("truncate_prompt_tokens", "prompts are not truncated; send a shorter one.")
-    if body.prompt_logprobs is not None:
-        raise refuse("prompt_logprobs", "'prompt_logprobs' is not supported.")
+    if body.prompt_logprobs is not None and body.stream:
+        raise refuse("prompt_logprobs", "'prompt_logprobs' are part of a whole answer; leave 'stream' out.")
     options = body.stream_options
     if options is not None:
         if not body.stream:

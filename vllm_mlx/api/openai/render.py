@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isnan, nan
 from typing import Any
 
 import orjson
@@ -108,13 +109,34 @@ def legacy_logprobs(entries: Sequence[LogprobEntry], *, text_offset: int) -> dic
         text_offset += len(entry.token)
     return {
         "tokens": [entry.token for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
+        "token_logprobs": [None if isnan(entry.logprob) else entry.logprob for entry in entries],
         "top_logprobs": [
-            {**{token: logprob for token, _, logprob, _ in reversed(entry.top)}, entry.token: entry.logprob}
+            None
+            if isnan(entry.logprob)
+            else {**{token: logprob for token, _, logprob, _ in reversed(entry.top)}, entry.token: entry.logprob}
             for entry in entries
         ],
         "text_offset": offsets,
     }
+
+
+def unscored(token: str, token_id: int) -> LogprobEntry:
+    """The prompt's first token, which nothing precedes: it has no log-probability."""
+    return LogprobEntry(token, token.encode(), token_id, nan)
+
+
+def prompt_logprobs(entries: Sequence[LogprobEntry]) -> list[dict[str, Any] | None]:
+    """vLLM's shape: for each prompt token a map of token id → logprob, rank and text; null for the first token."""
+    return [None, *({str(i): item for i, item in _ranked(entry)} for entry in entries)]
+
+
+def _ranked(entry: LogprobEntry) -> Iterator[tuple[int, dict[str, Any]]]:
+    ranks = {token_id: rank for rank, (_, _, _, token_id) in enumerate(entry.top, 1)}
+    own = {"logprob": entry.logprob, "rank": ranks.get(entry.token_id), "decoded_token": entry.token}
+    yield entry.token_id, own
+    for token, _, logprob, token_id in entry.top:
+        if token_id != entry.token_id:
+            yield token_id, {"logprob": logprob, "rank": ranks[token_id], "decoded_token": token}
 
 
 def chat_message(message: Message) -> dict[str, Any]:
@@ -194,7 +216,7 @@ class ChatRenderer:
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
                 return self._delta(index, dumps({"tool_calls": [call]}))
-            case LogprobsDelta():
+            case LogprobsDelta(is_prompt=False):
                 self._logprobs[index].extend(event.entries)
             case KeepAlive():
                 return KEEP_ALIVE

@@ -351,6 +351,7 @@ PromptInput = Annotated[
 
 class CompletionRequest(SamplingFields):
     prompt: PromptInput
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
