@@ -27,7 +27,10 @@ from vllm_mlx.engine.step import (
     TokenLogprobs,
     Usage,
 )
+from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.models.profile import ModelProfile
+from vllm_mlx.settings import ParsingSettings, Settings
 
 T = TypeVar("T")
 
@@ -187,6 +190,31 @@ def fake_profile(tokenizer: ByteTokenizer | None = None, **changes: Any) -> Mode
         media_token_ids={"image": tokenizer.id_of("<|image_pad|>")},
     )
     return replace(profile, **changes)
+
+
+def fake_service(
+    engine: FakeEngine | None = None,
+    *,
+    settings: Settings | None = None,
+    profile: ModelProfile | None = None,
+    max_running: int = 4,
+    max_queue: int = 4,
+    **options: Any,
+) -> GenerationService:
+    """The real generation service on a fake engine. `options` go to its constructor."""
+    engine = engine or FakeEngine()
+    settings = settings or Settings(parsing=ParsingSettings(reasoning_parser="qwen3", tool_call_parser="hermes"))
+    options.setdefault("admission", Admission(max_running=max_running, max_queue=max_queue))
+    return GenerationService(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        profile=profile or fake_profile(engine.tokenizer),
+        sampling=settings.sampling,
+        limits=settings.limits,
+        guards=settings.guards,
+        parsing=settings.parsing,
+        **options,
+    )
 
 
 Reply = str | Sequence[int] | Callable[[Request], "str | Sequence[int]"]

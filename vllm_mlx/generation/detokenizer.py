@@ -93,7 +93,9 @@ class TokenTable:
             case PieceRule():
                 piece = self._piece(token_id)
                 return bytes([piece]) if isinstance(piece, int) else piece.encode()
-        return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        byte = _BYTE_TOKEN.fullmatch(token) if text == REPLACEMENT else None
+        return bytes([int(byte[1], 16)]) if byte else text.encode()
 
     def _piece(self, token_id: int) -> str | int:
         """A token's text with spaces restored, or the byte (an int) a byte token stands for."""

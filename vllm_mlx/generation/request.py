@@ -75,7 +75,7 @@ class ToolChoice:
 class OutputFormat:
     """The shape the answer must have. `kind`: json_object, json_schema, regex, choice, lark or gbnf.
 
-    `value` is its source: for json_schema a mapping, for choice a tuple of strings, otherwise text (None for json_object).
+    `value` is its source: for json_schema a mapping, for choice a tuple of strings, for json_object None, else text.
     """
 
     kind: str
