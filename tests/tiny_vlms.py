@@ -226,6 +226,10 @@ VLM = {
 }
 
 
+# The text builder owns the name "qwen3_5".
+VLM_NAMES = tuple(f"{name}_mm" if name == "qwen3_5" else name for name in VLM)
+
+
 def build_vlm(name: str, out: Path) -> None:
     from mlx_vlm.utils import get_model_and_args, update_module_configs
 

@@ -1,6 +1,6 @@
 """Encoder outputs by content hash, under a byte budget: a second question about an image runs no encoder.
 
-Engine thread only. No MLX: a value is anything with `nbytes`. A dropped entry costs another run of the encoder, no more.
+Engine thread only. No MLX: a value is anything with `nbytes`. A dropped entry costs another run of the encoder.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class TextModel:
         return list(make_prompt_cache(self._model))
 
     def encode(self, span: MediaSpan) -> Features:
-        raise EngineError(f"{self.profile.name} is served as a text model and cannot see a {span.kind}.")
+        raise EngineError(f"{self.profile.name} is served as a text model and cannot take {span.kind} input.")
 
     def prompt_state(self, prompt: Prompt) -> None:
         return None

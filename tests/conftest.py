@@ -1,0 +1,28 @@
+"""Fixtures for every part's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model("qwen3")` is the folder of a tiny random-weight model, built once a session.
+
+    Do not write into it: copy it, or build another with `tests.tiny_models.build`.
+    """
+    built: dict[tuple[object, ...], Path] = {}
+
+    def build(name: str, *, dtype: str = "float32", quantize_bits: int | None = None) -> Path:
+        from tests import tiny_models  # imports MLX, which most tests do without
+
+        key = (name, dtype, quantize_bits)
+        if key not in built:
+            folder = tmp_path_factory.mktemp("tiny") / "-".join(str(k) for k in key if k)
+            built[key] = tiny_models.build(name, folder, dtype=dtype, quantize_bits=quantize_bits)
+        return built[key]
+
+    return build
