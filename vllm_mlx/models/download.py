@@ -72,10 +72,17 @@ class Bar:
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal)
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
         self._task = self._progress.add_task(model, total=None)
         self._model = model
         self._total = self._done = self._next_line = 0
@@ -102,9 +109,18 @@ class Bar:
         self._progress.stop()
 
 
-def resolve(model: str, *, offline: bool = False, revision: str | None = None, timeout_s: float = 300.0,
-            retries: int = 3, progress: Progress | None = None, endpoint: str | None = None,
-            cache_dir: Path | None = None, sleep: Callable[[float], None] = time.sleep) -> Path:
+def resolve(
+    model: str,
+    *,
+    offline: bool = False,
+    revision: str | None = None,
+    timeout_s: float = 300.0,
+    retries: int = 3,
+    progress: Progress | None = None,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
     """The folder of `model`, fetched from the hub first when it is a hub id and not there yet. May block for long.
 
     `timeout_s` is how long the connection may be silent; a failed attempt is repeated `retries` times, later each time.
@@ -127,7 +143,8 @@ def resolve(model: str, *, offline: bool = False, revision: str | None = None, t
         if cached is None:
             raise ModelLoadError(
                 f"{hub.label} is not in the local cache; run `vllm-mlx download {model}` while there is a network, or "
-                "leave out --offline.")
+                "leave out --offline."
+            )
         return cached
     return _fetch(hub, cached, retries, progress or Silent(), sleep)
 
@@ -167,8 +184,9 @@ class WrongSize(Exception):
 class _Hub:
     """The calls to huggingface_hub for one model, and what its errors mean to a person."""
 
-    def __init__(self, model: str, revision: str | None, timeout_s: float, endpoint: str | None,
-                 cache_dir: Path | None) -> None:
+    def __init__(
+        self, model: str, revision: str | None, timeout_s: float, endpoint: str | None, cache_dir: Path | None
+    ) -> None:
         import huggingface_hub  # takes a while, and a local folder does not need it
         import huggingface_hub.errors
         from huggingface_hub import constants
@@ -191,8 +209,11 @@ class _Hub:
     def cached_snapshot(self) -> Path | None:
         """The snapshot in the cache when it has weights and a config, else None."""
         try:
-            path = Path(self._hub.snapshot_download(
-                self.model, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True))
+            path = Path(
+                self._hub.snapshot_download(
+                    self.model, revision=self.revision, cache_dir=self.cache_dir, local_files_only=True
+                )
+            )
         except (FileNotFoundError, ValueError):
             return None
         return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
@@ -204,7 +225,9 @@ class _Hub:
 
         def bound(request: Any) -> None:
             request.extensions = {
-                **request.extensions, "timeout": {**request.extensions.get("timeout", {}), "read": self.timeout_s}}
+                **request.extensions,
+                "timeout": {**request.extensions.get("timeout", {}), "read": self.timeout_s},
+            }
 
         self._session.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
         try:
@@ -218,7 +241,9 @@ class _Hub:
         info = api.model_info(self.model, revision=self.revision, files_metadata=True)
         files = select([_File(s.rfilename, s.size or 0) for s in info.siblings or []])
         if not any(file.name.endswith(".safetensors") for file in files):
-            raise ModelLoadError(f"{self.label} holds no safetensors weights; name a model in MLX or Hugging Face format.")
+            raise ModelLoadError(
+                f"{self.label} holds no safetensors weights; name a model in MLX or Hugging Face format."
+            )
         missing = [file for file in files if not self._is_cached(file, info.sha)]
         self._check_space(sum(file.size for file in missing))
         total = sum(file.size for file in files)
@@ -227,14 +252,20 @@ class _Hub:
             self._file = file.name
             self._download_file(api, file, info.sha, progress, force)
         # The name of the revision must lead to the commit, also when every file was there already.
-        return Path(self._hub.snapshot_download(
-            self.model, revision=info.sha, cache_dir=self.cache_dir, local_files_only=True))
+        return Path(
+            self._hub.snapshot_download(self.model, revision=info.sha, cache_dir=self.cache_dir, local_files_only=True)
+        )
 
     def _download_file(self, api: Any, file: _File, commit: str, progress: Progress, force: bool) -> None:
         try:
             path = api.hf_hub_download(
-                self.model, file.name, revision=self.revision or "main", cache_dir=self.cache_dir,
-                tqdm_class=_reporter(progress), force_download=force)
+                self.model,
+                file.name,
+                revision=self.revision or "main",
+                cache_dir=self.cache_dir,
+                tqdm_class=_reporter(progress),
+                force_download=force,
+            )
         except OSError as error:
             if "onsistency check failed" in str(error):
                 raise WrongSize(file.name) from None
@@ -245,7 +276,8 @@ class _Hub:
 
     def _is_cached(self, file: _File, commit: str) -> bool:
         path = self._hub.try_to_load_from_cache(
-            self.model, file.name, cache_dir=self.cache_dir, revision=self.revision or "main")
+            self.model, file.name, cache_dir=self.cache_dir, revision=self.revision or "main"
+        )
         return isinstance(path, str) and f"/{commit}/" in Path(path).as_posix() and os.path.getsize(path) == file.size
 
     def _check_space(self, needed_bytes: int) -> None:
@@ -256,28 +288,36 @@ class _Hub:
         if needed_bytes and needed_bytes + SPARE_BYTES > free:
             raise ModelLoadError(
                 f"{self.label} needs {gib(needed_bytes)} of disk, but {self.cache_dir} has {gib(free)} free; make room, "
-                "or set HF_HUB_CACHE to a larger disk.")
+                "or set HF_HUB_CACHE to a larger disk."
+            )
 
     def explain(self, error: Exception) -> str:
         """One sentence on what went wrong, then what to do."""
         errors = self._errors
         if isinstance(error, errors.GatedRepoError):
-            return (f"{self.model} is gated: accept its terms at {self.endpoint}/{self.model}, then log in with "
-                    "`hf auth login` or set HF_TOKEN.")
+            return (
+                f"{self.model} is gated: accept its terms at {self.endpoint}/{self.model}, then log in with "
+                "`hf auth login` or set HF_TOKEN."
+            )
         if isinstance(error, errors.RevisionNotFoundError):
             return f"{self.model} has no revision {self.revision}; look at {self.endpoint}/{self.model}/tree/main."
         if isinstance(error, errors.RepositoryNotFoundError):
-            return (f"{self.model} was not found at {self.endpoint}; check the spelling, or set HF_TOKEN if it is "
-                    "private.")
+            return (
+                f"{self.model} was not found at {self.endpoint}; check the spelling, or set HF_TOKEN if it is private."
+            )
         where = f"{self._file} of {self.model}" if self._file else self.label
         if isinstance(error, WrongSize):
             return f"{where} arrived with the wrong size; run the command again."
         if isinstance(error, self._timeouts):
-            return (f"The download of {where} was silent for {self.timeout_s:g} s; run the command again to go on, or "
-                    "give a longer --download-timeout.")
+            return (
+                f"The download of {where} was silent for {self.timeout_s:g} s; run the command again to go on, or "
+                "give a longer --download-timeout."
+            )
         if isinstance(error, self._transport_error) and not self._file:
-            return (f"{self.endpoint} cannot be reached for {self.label} ({_first_line(error)}); check the network, or "
-                    "name a model that is on this machine.")
+            return (
+                f"{self.endpoint} cannot be reached for {self.label} ({_first_line(error)}); check the network, or "
+                "name a model that is on this machine."
+            )
         if isinstance(error, self._transport_error):
             return f"The download of {where} broke off ({_first_line(error)}); run the command again to go on."
         if isinstance(error, errors.HfHubHTTPError):
@@ -292,8 +332,12 @@ class _Hub:
 
 def select(files: Sequence[_File]) -> list[_File]:
     """The files that serving needs, small ones first, so that a missing config shows before gigabytes have come."""
-    wanted = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in WANTED)
-              and not any(fnmatch.fnmatch(file.name, pattern) for pattern in UNWANTED)]
+    wanted = [
+        file
+        for file in files
+        if any(fnmatch.fnmatch(file.name, pattern) for pattern in WANTED)
+        and not any(fnmatch.fnmatch(file.name, pattern) for pattern in UNWANTED)
+    ]
     return sorted(wanted, key=lambda file: (file.size, file.name))
 
 

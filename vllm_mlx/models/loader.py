@@ -17,7 +17,7 @@ from ..errors import ModelLoadError
 from .base import LanguageModel
 from .memory import available_memory_bytes
 from .profile import ModelProfile, read_profile
-from .stack import load_tokenizer, loading, with_precision
+from .stack import load_tokenizer, loading, require_tokenizer, with_precision
 from .text import TextModel
 from .weights import apply_precision, choose_precision
 
@@ -50,6 +50,7 @@ def load(
     profile = read_profile(path)
     if mllm and not profile.is_multimodal:
         raise ModelLoadError(f"{profile.name} has no image, video or audio encoder; serve it without --mllm.")
+    require_tokenizer(profile)
     has_gpu = mx.default_device().type == mx.gpu
     available = available_memory_bytes(mx.device_info(), has_gpu=has_gpu)
     if memory_limit_bytes is not None:

@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import ModelLoadError
 from .profile import ModelProfile
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
+
 
 @contextmanager
 def loading(profile: ModelProfile) -> Iterator[None]:
@@ -72,6 +74,13 @@ def with_precision(profile: ModelProfile, model: nn.Module, note: str | None) ->
     )
 
 
+def require_tokenizer(profile: ModelProfile) -> None:
+    """Ask before minutes of loading; transformers would make an empty tokenizer out of nothing."""
+    path = profile.path
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES) and not any(path.glob("*.tiktoken")):
+        raise ModelLoadError(f"{path} holds no tokenizer (tokenizer.json); finish the download, or check the path.")
+
+
 def load_tokenizer(profile: ModelProfile, *, trust_remote_code: bool) -> Any:
     """transformers' fast tokenizer of a folder, with the chat template that the profile found."""
     path = profile.path
@@ -79,10 +88,6 @@ def load_tokenizer(profile: ModelProfile, *, trust_remote_code: bool) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # any library may stand behind a tokenizer class
         if not (path / "tokenizer.json").is_file():
-            if not any((path / n).is_file() for n in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
-                raise ModelLoadError(
-                    f"{path} holds no tokenizer (tokenizer.json); finish the download, or check the path."
-                ) from error
             raise ModelLoadError(_sentence(profile, error)) from error
         with loading(profile):
             # AutoTokenizer also validates config.json, and refuses what the model code accepts.
