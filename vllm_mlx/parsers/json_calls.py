@@ -21,36 +21,55 @@ _WRAPPERS = frozenset({"function", "tool", "tool_call", "function_call"})
 class _Fields:
     """What is known of the call being read."""
 
+    has_ids: bool
     name: str | None = None
     id: str | None = None
     is_begun: bool = False
     early_arguments: list[str] = field(default_factory=list)
 
 
-def read_json_calls(p: ToolParser, *, is_bare: bool = False) -> Steps[None]:
-    """One call object, or an array of them. `is_bare`: no marker said that this is a call, so its keys and the name
-    must say it, or it is Broken without a word."""
+def read_json_calls(p: ToolParser, *, is_bare: bool = False, has_ids: bool = True) -> Steps[None]:
+    """One call object, or an array of them.
+
+    `is_bare`: no marker said that this is a call, so its keys and the name must say it, or it is Broken without a word.
+    `has_ids`: ids in the objects are worth passing on.
+    """
     yield from p.skip_space()
     if (yield from p.accept("[")) is None:
-        yield from read_json_call(p, is_bare=is_bare)
+        yield from _read_call(p, is_bare, has_ids)
         return
     yield from p.skip_space()
+    if is_bare and (yield from p.peek()) != "{":
+        raise Broken("")
     while (yield from p.accept("]")) is None:
-        yield from read_json_call(p, is_bare=is_bare)
+        yield from _read_call(p, is_bare, has_ids)
         yield from p.skip_space()
-        if (yield from p.accept(",", ";")) is not None:
-            yield from p.skip_space()
-        elif p.is_at_end:
-            raise Broken("the text ended before ']'")
-        elif (yield from p.peek()) != "]":
-            raise Broken("expected ',' or ']' behind a tool call")
+        if (yield from p.expect(",", ";", "]")) == "]":
+            break
+        yield from p.skip_space()
+    p.settle()
 
 
-def read_json_call(p: ToolParser, *, is_bare: bool = False) -> Steps[None]:
+def read_bare_json_calls(p: ToolParser) -> Steps[None]:
+    """JSON calls that no marker announces, perhaps in a code fence, one behind the other or separated by `;`."""
+    yield from p.skip_space()
+    fence = yield from p.accept("```json", "```")
+    yield from read_json_calls(p, is_bare=True)
+    if fence is not None:
+        yield from p.skip_space()
+        yield from p.accept("```")
+        p.settle()
+    yield from p.skip_space()
+    while (yield from p.accept(";", ",")) is not None or (yield from p.peek()) == "{":
+        yield from read_json_calls(p, is_bare=True)
+        yield from p.skip_space()
+
+
+def _read_call(p: ToolParser, is_bare: bool, has_ids: bool) -> Steps[None]:
     yield from p.skip_space()
     if (yield from p.accept("{")) is None:
         raise Broken("" if is_bare else "expected a JSON object")
-    fields = _Fields()
+    fields = _Fields(has_ids)
     yield from _read_members(p, fields, is_bare, levels_left=2)
     if not fields.is_begun:
         if fields.name is None:
@@ -92,7 +111,8 @@ def _read_members(p: ToolParser, fields: _Fields, is_bare: bool, levels_left: in
         elif key in ARGUMENT_KEYS and not fields.is_begun and not fields.early_arguments:
             yield from _read_arguments(p, fields, first)
         elif key in ID_KEYS and first in ('"', "'") and not fields.is_begun:
-            fields.id = yield from read_whole_string(p)
+            id = yield from read_whole_string(p)
+            fields.id = id if fields.has_ids else None
         elif is_bare and key != "type" and not fields.is_begun:
             raise Broken("")
         else:

@@ -101,11 +101,12 @@ class ReasoningParser(Machine):
         yield from self.skip_space()
         if (yield from self.accept(start)) is not None:  # opened by the prompt, and once more by the model
             yield from self.skip_space()
-        found = yield from self.until(Markers((end, *self._implicit_ends)), self._say_reasoning, trim=True)
+        ends = self._ends.values()
+        found = yield from self.until(Markers((*ends, *self._implicit_ends)), self._say_reasoning, trim=True)
         self._open = None
         if found is None:
             return False
-        if found != end:
+        if found not in ends:
             self.note(f"reasoning ended at {found!r} without {end!r}")
             self._pos -= len(found)
         if not self._has_text:

@@ -16,7 +16,7 @@ from vllm_mlx.parsers.tool_parser import ToolParser
 TAG_OPENERS = ("<tool_call>",)
 
 
-def read_tool_call_tag(p: ToolParser, opener: str) -> Steps[None]:
+def read_tool_call_tag(p: ToolParser) -> Steps[None]:
     """Everything behind the opening tag, closing tag included."""
     yield from p.skip_space()
     if (yield from p.peek()) in ("{", "["):

@@ -124,6 +124,8 @@ class ToolParser(Machine):
         calls_before = self.num_calls
         try:
             yield from steps
+            assert self._keep is not None
+            self._pos = self._keep + self._retry_at
         except Broken as broken:
             self._recover(broken.reason)
         self._keep = None
@@ -132,7 +134,7 @@ class ToolParser(Machine):
     def _recover(self, reason: str) -> None:
         if self._call is not None:
             self.note(f"tool call {self._call.index} was closed early: {reason}")
-            self.end_call()
+            self.end_call(is_cut=self._call.writer.is_empty)
             return
         assert self._keep is not None
         self._pos = self._keep + self._retry_at
@@ -172,13 +174,17 @@ class ToolParser(Machine):
         self._call = _Call(index, JsonWriter(lambda text: self.emit(ToolCallDelta(index, text))))
         return self._call.writer
 
-    def end_call(self) -> None:
-        """The call's arguments are all written."""
+    def end_call(self, *, is_cut: bool = False) -> None:
+        """The call's arguments are all written, or as far as they came."""
         call, self._call = self._call, None
         assert call is not None
-        is_complete = call.writer.is_complete or call.writer.is_empty
+        is_complete = not is_cut and (call.writer.is_complete or call.writer.is_empty)
         call.writer.close()
         self.emit(ToolCallEnded(call.index, is_complete))
+        self._mark(self._pos)
+
+    def settle(self) -> None:
+        """All text read so far is part of calls. What is read behind the last call or `settle` is given back."""
         self._mark(self._pos)
 
     def known_name(self, name: str) -> str:
@@ -203,3 +209,4 @@ class ToolParser(Machine):
             self.note(f"{closers[0]!r} is missing behind a tool call")
         elif found in unread or found not in closers:
             self.unread(found)
+        self.settle()

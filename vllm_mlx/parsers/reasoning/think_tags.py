@@ -15,6 +15,8 @@ FORMAT = ReasoningFormat(
         "qwen3",
         "qwen3_5",
         "qwq",
+        "deepseek_v31",
+        "deepseek_v32",
         "deepseek_r1",
         "deepseek",
         "deepseek_v3",

@@ -10,7 +10,7 @@ answer, provided that it names a tool of the request.
 
 from __future__ import annotations
 
-from vllm_mlx.parsers.json_calls import read_json_calls, read_named_call
+from vllm_mlx.parsers.json_calls import read_bare_json_calls, read_named_call
 from vllm_mlx.parsers.machine import Steps
 from vllm_mlx.parsers.signs import Sign
 from vllm_mlx.parsers.tool_call_tag import TAG_OPENERS, read_tool_call_tag
@@ -35,12 +35,12 @@ class Hermes(ToolFormat):
 
     def read(self, p: ToolParser, opener: str) -> Steps[None]:
         if opener in TAG_OPENERS:
-            yield from read_tool_call_tag(p, opener)
+            yield from read_tool_call_tag(p)
         else:
             yield from read_bracket_call(p)
 
     def read_start(self, p: ToolParser) -> Steps[None]:
-        yield from read_json_calls(p, is_bare=True)
+        yield from read_bare_json_calls(p)
 
 
 def read_bracket_call(p: ToolParser) -> Steps[None]:
