@@ -1,8 +1,8 @@
 """How large a prompt chunk may be beside running streams, learnt from the steps seen. No MLX, no clock.
 
-A stream's tokens should never be further apart than a target. A step's time is taken as what its decode rows cost plus a
-cost per prompt token, both followed by moving averages; the chunk is what fits under the target, on the grid of blocks.
-With nobody decoding, nobody waits, and chunks are as large as allowed.
+A stream's tokens should never be further apart than a target. A step's time is taken as what its decode rows cost plus
+a cost per prompt token, both followed by moving averages; the chunk is what fits under the target, on the grid of
+blocks. With nobody decoding, nobody waits, and chunks are as large as allowed.
 """
 
 from __future__ import annotations

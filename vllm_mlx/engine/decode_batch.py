@@ -1,8 +1,8 @@
 """Which sequence stands in which row of the batched KV, and how long each is. MLX thread only.
 
-Rows are made in a few sizes (1, 2, 3, 4, 6, 8, 12, 16, ...): a join or a leave touches only its own row, and the buffers
-are copied only when the size changes. Free rows are computed along and thrown away; that is cheaper than a copy of the
-whole batch at each change, and it bounds the number of shapes a step can have.
+Rows are made in a few sizes (1, 2, 3, 4, 6, 8, 12, 16, ...): a join or a leave touches only its own row, and the
+buffers are copied only when the size changes. Free rows are computed along and thrown away; that is cheaper than a
+copy of the whole batch at each change, and it bounds the number of shapes a step can have.
 """
 
 from __future__ import annotations

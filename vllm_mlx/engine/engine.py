@@ -70,7 +70,8 @@ class Pulse:
 class Engine:
     """Owner of scheduler and runner; everything here happens on the thread that calls `step`.
 
-    `on_finished` are told of each ended sequence, `on_step` of each collected step with the seconds since the one before.
+    `on_finished` are told of each ended sequence, `on_step` of each collected step with the seconds since the
+    one before.
     """
 
     def __init__(
@@ -171,7 +172,9 @@ class Engine:
         """Publish all events of this turn at once: tokens, and exactly one final event for each ended sequence."""
         committed, self._committed = self._committed, []
         events: dict[str, TokenEvent] = {
-            c.sequence.id: TokenEvent(c.sequence.id, c.token_ids, c.logprobs) for c in committed if c.token_ids
+            c.sequence.id: TokenEvent(c.sequence.id, c.token_ids, c.logprobs, prompt_logprobs=c.prompt_logprobs)
+            for c in committed
+            if c.token_ids
         }
         now = self._clock()
         for sequence in self.scheduler.take_ended():
@@ -187,6 +190,7 @@ class Engine:
                 sequence.timings(now),
                 sequence.cache_report,
                 sequence.max_batch_rows,
+                last.prompt_logprobs if last else (),
             )
             for callback in self.on_finished:
                 callback(sequence)

@@ -9,8 +9,8 @@ Rows stand in place, with their lengths on the host; nothing is padded on the le
                         ▲ each row's new token goes to its own length; a mask hides what lies beyond
 
 A row joins by one copy of itself and leaves by being forgotten. Buffers grow and shrink by whole steps of rows and
-tokens. Window layers are rings: position p stands in slot p mod size. Offsets, write positions and masks are built fresh
-from host integers at each step (`Frame`), never updated in place.
+tokens. Window layers are rings: position p stands in slot p mod size. Offsets, write positions and masks are built
+fresh from host integers at each step (`Frame`), never updated in place.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """KV of one sequence, layer by layer, in shapes the model code accepts. MLX thread only.
 
-A `RowCache` is what a prompt is prefilled into and what a prefix hit fills. Its layers are of four kinds, chosen by what
-the model's own `make_cache` returns:
+A `RowCache` is what a prompt is prefilled into and what a prefix hit fills. Its layers are of four kinds, chosen by
+what the model's own `make_cache` returns:
 
   attention   every token's keys and values; any run of tokens can be cut out (a segment)
   window      the last `size` tokens only, in order of position; kept whole (a checkpoint)
   recurrent   a fixed number of state arrays, in the model stack's own class; kept whole
   opaque      a class we do not know; used as it is, one row at a time, kept whole by copying the object
 
-`kv_batch.py` holds the same kinds for many rows. Keys and values are "planes": arrays [1, heads, tokens, dim], one plane
-plain, three (packed, scales, biases) when quantised.
+`kv_batch.py` holds the same kinds for many rows. Keys and values are "planes": arrays [1, heads, tokens, dim], one
+plane plain, three (packed, scales, biases) when quantised.
 """
 
 from __future__ import annotations
@@ -376,7 +376,7 @@ def _new_row(entry: Any, quantization: Quantization | None) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a row as a function of its length: `per_token` grows, windows grow up to their size, `fixed` is state."""
+    """Bytes of a row by its length: `per_token` grows for ever, windows up to their size, `fixed` is state."""
 
     per_token: int = 0
     windows: tuple[tuple[int, int], ...] = ()

@@ -8,7 +8,8 @@ thread only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,12 @@ from vllm_mlx.engine.kv_cache import (
     StateCheckpoint,
     measure_footprint,
 )
+from vllm_mlx.engine.logits import logprobs_at
 from vllm_mlx.engine.media_cache import MediaCache
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
 from vllm_mlx.engine.sequence import Sequence
-from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult
+from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult, TokenLogprobs
 from vllm_mlx.models.base import Features, LanguageModel
 
 
@@ -38,8 +40,8 @@ from vllm_mlx.models.base import Features, LanguageModel
 class Seat:
     """What the runner holds for one running sequence.
 
-    `cache` is the sequence's own while it is prefilled, and None once it stands in the decode batch. `token` is where its
-    last sampled token is to be found while the host does not know it: (array [n], index).
+    `cache` is the sequence's own while it is prefilled, and None once it stands in the decode batch.
+    `prompt_logprobs` are (chosen, top values, top ids) arrays of each chunk, when the request wants them.
     """
 
     sequence: Sequence
@@ -47,6 +49,7 @@ class Seat:
     sampling: SamplingRow
     state: Any | None
     checkpoints: dict[int, StateCheckpoint] = field(default_factory=dict)
+    prompt_logprobs: list[tuple[mx.array, mx.array, mx.array]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class LaunchedStep:
 class ModelRunner:
     """One model, its decode batch and its sampler.
 
-    `max_single_rows`: models whose caches cannot stand side by side are decoded row by row, all in one step.
+    Models whose caches cannot stand side by side are decoded row by row, all rows within one step.
     """
 
     def __init__(
@@ -163,7 +166,9 @@ class ModelRunner:
                 continue
             if seat.sampling.guide is not None:
                 seat.sampling.guide.accept(token_id)
-            results.append(Sampled(seat.sequence.id, (token_id,), (logprobs,) if logprobs else ()))
+            results.append(
+                Sampled(seat.sequence.id, (token_id,), (logprobs,) if logprobs else (), _read_prompt_logprobs(seat))
+            )
         return StepResult(tuple(results), failures)
 
     def metrics(self) -> Mapping[str, object]:
@@ -181,11 +186,16 @@ class ModelRunner:
         assert seat.cache is not None, "a sequence in the decode batch has nothing to prefill"
         tokens = mx.array(seat.sequence.tokens[chunk.start : chunk.end], dtype=mx.int32)[None]
         features = self._features(seat.sequence, chunk.start, chunk.end)
-        self.model.prefill(tokens, chunk.start, seat.cache.entries, seat.state, features)
+        logits = self.model.prefill(tokens, chunk.start, seat.cache.entries, seat.state, features)
+        num_logprobs = seat.sequence.request.num_prompt_logprobs
+        if num_logprobs is not None:
+            following = seat.sequence.tokens[chunk.start + 1 : chunk.end + 1]
+            arrays = logprobs_at(logits[0], mx.array(following, dtype=mx.uint32), num_logprobs)
+            seat.prompt_logprobs.append(arrays)
+            mx.async_eval(arrays)
         mx.async_eval(seat.cache.state)
         if chunk.keep_state:
-            checkpoint = seat.cache.checkpoint(chunk.end)
-            seat.checkpoints[chunk.end] = checkpoint
+            seat.checkpoints[chunk.end] = seat.cache.checkpoint(chunk.end)
 
     def _features(self, sequence: Sequence, start: int, end: int) -> dict[int, Features]:
         """Encoder outputs of the spans that overlap [start, end), computed once per content."""
@@ -273,3 +283,16 @@ class ModelRunner:
         position = seat.sequence.num_computed - 1
         tokens = seat.sequence.tokens
         return tokens[position] if position < len(tokens) else None
+
+
+def _read_prompt_logprobs(seat: Seat) -> tuple[TokenLogprobs, ...]:
+    """For each prompt token but the first, once: with the sequence's first token."""
+    chunks, seat.prompt_logprobs = seat.prompt_logprobs, []
+    prompt = seat.sequence.request.prompt.token_ids
+    if not chunks or seat.sequence.num_completion_tokens:
+        return ()
+    read: list[TokenLogprobs] = []
+    for arrays in chunks:
+        for logprob, values, ids in zip(*(np.array(a).tolist() for a in arrays), strict=True):
+            read.append(TokenLogprobs(prompt[len(read) + 1], logprob, tuple(zip(ids, values, strict=True))))
+    return tuple(read)

@@ -281,11 +281,15 @@ class Scheduler:
         return sequence
 
     def _match(self, sequence: Sequence) -> Lease | None:
-        """Lock the longest usable prefix; at least the last token is left, because decoding computes it."""
+        """Lock the longest usable prefix; at least the last token is left, because decoding computes it.
+
+        Prompt logprobs need every position computed, so a request for them takes nothing from the cache.
+        """
         if self.cache is None:
             return None
         namespace = sequence.request.namespace
-        key, limit = sequence.cache_key, len(sequence.tokens) - 1
+        wants_all = sequence.request.num_prompt_logprobs is not None
+        key, limit = sequence.cache_key, 0 if wants_all else len(sequence.tokens) - 1
         lease = self.cache.match(key, namespace=namespace, limit=limit)
         while (whole := self._before_atomic_span(sequence, lease.num_tokens)) < lease.num_tokens:
             self.cache.release(lease)
@@ -366,7 +370,8 @@ class Scheduler:
             sequence.num_pending -= 1
             sequence.max_batch_rows = max(sequence.max_batch_rows, len(plan.decode))
             token_ids = self._append(sequence, sampled.token_ids, now)
-            committed.append(Committed(sequence, token_ids, sampled.logprobs[: len(token_ids)]))
+            logprobs = sampled.logprobs[: len(token_ids)]
+            committed.append(Committed(sequence, token_ids, logprobs, sampled.prompt_logprobs))
         return committed
 
     def _append(self, sequence: Sequence, token_ids: tuple[int, ...], now: float) -> tuple[int, ...]:

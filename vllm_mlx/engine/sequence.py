@@ -130,3 +130,4 @@ class Committed:
     sequence: Sequence
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

@@ -148,11 +148,15 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The tokens a step produced for one sequence (one, or several after verified drafts)."""
+    """The tokens a step produced for one sequence (one, or several after verified drafts).
+
+    `prompt_logprobs` come with the first token, when the request asked for them.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
