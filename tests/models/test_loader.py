@@ -101,7 +101,7 @@ def test_auto_unpacks_only_into_half_of_the_memory() -> None:
     assert plain.dtype is None and "stay bfloat16" in plain.note  # type: ignore[attr-defined]
 
 
-# -- good folders of every shape -----------------------------------------------------------------------------------------
+# -- good folders of every shape ---------------------------------------------------------------------------------------
 
 
 def test_sharded_weights_load(folder: Path, tiny_model: Tiny) -> None:
@@ -131,7 +131,7 @@ def test_a_config_that_transformers_refuses_does_not_cost_the_tokenizer(folder: 
     assert loaded.tokenizer.eos_token == "<|im_end|>"
 
 
-# -- folders that cannot be served -----------------------------------------------------------------------------------------
+# -- folders that cannot be served -------------------------------------------------------------------------------------
 
 
 def test_an_unknown_architecture_is_named(folder: Path) -> None:

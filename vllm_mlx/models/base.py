@@ -14,7 +14,8 @@ What a cache object must offer, one per layer, because the model code of mlx-lm 
                  updates and used by all layers of the kind: "causal" (never when return_array), None (one row, N = 1),
                  or bool [R, 1, N, length]; length as `update_and_fetch` will return it.
                  Some read and set `keys` and `values` (to hang `mx.depends` on them); some call `keys_and_values()`.
-                 Batch caches need a host int `_idx`: mlx-vlm would else read `offset` from the device.
+                 Batch caches need a host int `_idx`: mlx-vlm would else read `offset` from the device. They must not
+                 have `left_padding`, `extract` or `merge`: mlx-vlm's Qwen3.5 takes those for its own batches.
   recurrent      the stack's own ArraysCache (models test the class), rows along axis 0; `lengths` and `left_padding`
                  stay None. Slots are None before the first token, and such a row must not be joined to others.
   CacheList      `cache[i]` gives the part.
