@@ -6,18 +6,27 @@ build_app   the HTTP application around a `ServerContext`; two can live in one p
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
+from pathlib import Path
+
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__
-from vllm_mlx.api import capabilities, control, errors, health, openapi, pages
+from vllm_mlx.api import capabilities, control, errors, gauges, health, openapi, pages
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.auth import Authentication
-from vllm_mlx.api.context import ServerContext
+from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
 from vllm_mlx.api.openai import chat, completions, models, schemas, tokenize
-from vllm_mlx.settings import is_loopback
+from vllm_mlx.backend import Backend
+from vllm_mlx.errors import SettingsError
+from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
+from vllm_mlx.observability import logs
+from vllm_mlx.settings import ServerSettings, Settings, is_loopback
 
 # The site map: explicit on purpose.
 ROUTERS = (
@@ -82,3 +91,69 @@ def build_app(context: ServerContext) -> FastAPI:
         app.include_router(router)
     openapi.install(app, WIRE_TYPES)
     return app
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal. Returns the exit code; raises one-sentence errors for what cannot be served."""
+    settings, notes = settings.resolve()
+    server = settings.server
+    logs.configure(server.log_level, server.log_format)
+    context = ServerContext(settings=settings, notes=notes, api_keys=read_api_keys(server), phase=Phase.LOADING)
+    context.metrics.add_gauges(lambda: gauges.read(context))
+    listener = bind(server)
+    http = make_http_server(build_app(context), server)
+    lifecycle = Lifecycle(
+        http,
+        listener,
+        context,
+        lambda: Backend.load(settings),
+        lambda loaded: print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True),
+        shutdown_timeout_s=server.shutdown_timeout,
+    )
+    with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
+        runner.run(lifecycle.run())
+        if lifecycle.is_stuck:
+            # A thread is inside MLX and cannot be interrupted; an ordinary exit would wait for it or crash under it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+    return 0
+
+
+def read_api_keys(server: ServerSettings) -> dict[str, str]:
+    """Name → key: from --api-key (named `default`), and one for each line of --api-key-file."""
+    keys = {"default": server.api_key} if server.api_key else {}
+    if server.api_key_file is None:
+        return keys
+    try:
+        lines = Path(server.api_key_file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--api-key-file {server.api_key_file} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, colon, key = line.partition(":")
+        name, key = (name.strip(), key.strip()) if colon else (f"key{number}", line)
+        if not key or name in keys:
+            raise SettingsError(f"--api-key-file, line {number}: write KEY or NAME: KEY, each name once.")
+        keys[name] = key
+    if not keys:
+        raise SettingsError(f"--api-key-file {server.api_key_file} holds no key.")
+    return keys
+
+
+def announcement(context: ServerContext, port: int, loaded: Loaded) -> list[str]:
+    """What a person sees when the server is ready: what was loaded, where it listens, how to call it, what is open."""
+    server = context.settings.server
+    scheme = "https" if server.ssl_certfile else "http"
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(server.host, server.host)
+    base = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    key = " -H 'authorization: Bearer YOUR_KEY'" if context.api_keys else ""
+    body = '{"model":"default","messages":[{"role":"user","content":"Reply with pong"}],"max_tokens":32}'
+    return [
+        f"vllm-mlx {__version__} serves {loaded.describe()}",
+        f"  Listening   {base} (chat page), {base}/v1 (OpenAI), {base} (Anthropic), {base}/docs",
+        f"  Try         curl -sS {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
+        *(f"  Note        {note}" for note in context.notes),
+    ]

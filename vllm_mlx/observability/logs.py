@@ -42,6 +42,7 @@ def configure(level: str = "info", log_format: str = "text") -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-        logger.setLevel(level.upper())
+        # uvicorn tells at `info` what our own lines say better.
+        logger.setLevel("WARNING" if name == "uvicorn" and level == "info" else level.upper())
     # Our own access line (api/access.py) has the request id and the time; uvicorn's would be a second one.
     logging.getLogger("uvicorn.access").disabled = True

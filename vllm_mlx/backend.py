@@ -1,0 +1,221 @@
+"""Everything below HTTP for one model: folder, MLX thread, engine, generation service. Part of the composition root.
+
+`Backend.load` blocks (download, weights) and runs on a thread of its own; what it makes is used on the event loop. MLX
+is imported by it and not before, because a faster BLAS must be in the process first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm_mlx import __version__, blas
+from vllm_mlx.api.context import ServedModel, ServerContext
+from vllm_mlx.errors import SettingsError
+from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.service import GenerationService
+from vllm_mlx.parsers import discover
+from vllm_mlx.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm_mlx.engine.assembly import EngineOptions
+    from vllm_mlx.engine.thread import EngineThread
+    from vllm_mlx.models.loader import LoadedModel
+    from vllm_mlx.models.profile import ModelProfile
+
+log = logging.getLogger(__name__)
+
+# Of the memory that is free once the weights are loaded, what rows and prefix cache may take; the rest is for
+# activations, media and everybody else on the machine.
+KV_SHARE = 0.8
+MIN_PREFIX_CACHE_BYTES = 100 << 20
+
+
+@dataclass
+class Backend:
+    """A loaded model and what serves it. `settings` are resolved against the model."""
+
+    settings: Settings
+    notes: tuple[str, ...]
+    model: ServedModel
+    engine: EngineThread
+    service: GenerationService
+    admission: Admission
+    blas: blas.BlasReport
+    device: str
+    memory_bytes: int
+
+    @classmethod
+    def load(cls, settings: Settings) -> Backend:
+        """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each."""
+        blas_report = blas.load(settings.cpu.blas, settings.cpu.blas_threads, invariant=settings.batch.batch_invariant)
+        # After the BLAS: these import MLX.
+        from vllm_mlx.engine.assembly import build_engine
+        from vllm_mlx.engine.engine import Engine, Publish
+        from vllm_mlx.engine.thread import EngineThread
+        from vllm_mlx.models import device, loader
+        from vllm_mlx.models.download import Bar, resolve
+        from vllm_mlx.models.profile import read_profile
+
+        model = settings.model
+        folder = resolve(
+            model.model,
+            offline=model.offline,
+            revision=model.revision,
+            timeout_s=model.download_timeout,
+            retries=model.download_retries,
+            progress=Bar(model.model),
+        )
+        profile = read_profile(folder)
+        settings, notes = settings.resolve(profile)
+        settings = name_formats(settings, profile)
+        loaded: list[LoadedModel] = []
+        options: list[EngineOptions] = []
+
+        def build(publish: Publish) -> Engine:
+            loaded.append(
+                loader.load(folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+            )
+            options.append(engine_options(settings, device.free_bytes()))
+            return build_engine(loaded[0].model, options[0], publish)
+
+        thread = EngineThread(build)
+        thread.start().result()
+        admission = Admission(max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue)
+        service = GenerationService(
+            engine=thread,
+            tokenizer=loaded[0].tokenizer,
+            profile=loaded[0].profile,
+            admission=admission,
+            sampling=settings.sampling,
+            limits=settings.limits,
+            guards=settings.guards,
+            parsing=settings.parsing,
+            media=None,
+            expander=loaded[0].media,
+        )
+        return cls(
+            settings=settings,
+            notes=(*notes, *loaded[0].profile.notes),
+            model=served_model(settings, loaded[0].profile),
+            engine=thread,
+            service=service,
+            admission=admission,
+            blas=blas_report,
+            device=device.report().backend,
+            memory_bytes=options[0].memory_bytes,
+        )
+
+    def install(self, context: ServerContext) -> None:
+        """Put the parts into the context of the HTTP side. Event loop."""
+        context.settings, context.notes = self.settings, self.notes
+        context.model, context.service = self.model, self.service
+        context.read_status = lambda: self.engine.status
+        context.read_memory = self.read_memory
+
+    def describe(self) -> str:
+        model = self.model
+        facts = [model.model_type, model.quantization, model.dtype, f"{(model.weights_bytes or 0) / 2**30:.2f} GiB"]
+        computed = f"on {self.device}" + (f" with {self.blas}" if self.device == "cpu" else "")
+        return f"{model.id} ({', '.join(str(f) for f in facts if f)}) {computed}"
+
+    def start_drain(self) -> None:
+        self.admission.start_drain()
+
+    def read_memory(self) -> Mapping[str, Any]:
+        """The memory part of `/v1/status` and of the diagnostics."""
+        from vllm_mlx.models import device  # imports MLX, which is loaded by now
+
+        report = device.report()
+        gib = 2**30
+        return {
+            "backend": report.backend,
+            "active_gb": round(report.active_bytes / gib, 3),
+            "peak_gb": round(report.peak_bytes / gib, 3),
+            "cache_gb": round(report.cached_bytes / gib, 3),
+            "kv_budget_gb": round(self.memory_bytes / gib, 3),
+            "weights_gb": round((self.model.weights_bytes or 0) / gib, 3),
+        }
+
+    def close(self, timeout_s: float) -> bool:
+        """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
+        is_stopped = self.engine.stop(timeout_s)
+        self.service.close()
+        return is_stopped
+
+
+def engine_options(settings: Settings, free_bytes: int) -> EngineOptions:
+    """The engine's plain values out of the settings and the memory that is left beside the weights."""
+    from vllm_mlx.engine.assembly import EngineOptions  # imports MLX
+
+    cache, batch = settings.cache, settings.batch
+    memory_bytes = int(free_bytes * KV_SHARE)
+    if not cache.prefix_cache:
+        prefix_cache_bytes = 0
+    elif cache.cache_memory_mb is not None:
+        prefix_cache_bytes = cache.cache_memory_mb << 20
+    else:
+        prefix_cache_bytes = max(MIN_PREFIX_CACHE_BYTES, int(free_bytes * cache.cache_memory_percent))
+    return EngineOptions(
+        memory_bytes=memory_bytes,
+        prefix_cache_bytes=prefix_cache_bytes,
+        max_rows=batch.max_num_seqs,
+        max_tokens_per_step=batch.max_batch_tokens,
+        prefill_step=batch.prefill_step_size,
+        stall_target_s=batch.stall_target_ms / 1000,
+        block_size=cache.block_size,
+        kv_bits=cache.kv_bits,
+        kv_group_size=cache.kv_group_size,
+        encoder_cache_bytes=settings.media.encoder_cache_mb << 20,
+        seed=0 if settings.sampling.deterministic else None,
+    )
+
+
+def name_formats(settings: Settings, profile: ModelProfile) -> Settings:
+    """Settings whose parsers are named formats, or `none`: `auto` is decided by the chat template, once."""
+    template, tokens = profile.chat_template, profile.special_tokens
+    reasoning, tools = settings.parsing.reasoning_parser, settings.parsing.tool_call_parser
+    if reasoning == "auto":
+        reasoning = discover.choose_reasoning_format(template, tokens) or "none"
+    if tools == "auto":
+        tools = discover.choose_tool_format(template, tokens) or "none"
+    for flag, name, find in (
+        ("--reasoning-parser", reasoning, discover.find_reasoning_format),
+        ("--tool-call-parser", tools, discover.find_tool_format),
+    ):
+        if name != "none":
+            try:
+                find(name)
+            except KeyError as error:
+                raise SettingsError(f"{flag}: {error.args[0]}.") from error
+    return settings.with_values(parsing__reasoning_parser=reasoning, parsing__tool_call_parser=tools)
+
+
+def served_model(settings: Settings, profile: ModelProfile) -> ServedModel:
+    """What clients may know of the model."""
+    context = min(n for n in (profile.context_tokens, settings.limits.effective_context_tokens) if n is not None)
+    quantization = profile.quantization
+    return ServedModel(
+        id=settings.server.served_model_name or settings.model.model,
+        fingerprint=f"vllm-mlx-{__version__}-{profile.fingerprint[:8]}",
+        model_type=profile.model_type,
+        architecture=profile.architectures[0] if profile.architectures else None,
+        dtype=profile.dtype,
+        quantization=f"{quantization.get('bits')}-bit" if quantization and quantization.get("bits") else None,
+        context_tokens=context,
+        max_context_tokens=profile.context_tokens,
+        vocab_size=profile.vocab_size,
+        modalities=profile.modalities,
+        has_chat_template=profile.chat_template is not None,
+        has_thinking_tokens=settings.parsing.reasoning_parser != "none",
+        reasoning_parser=_named(settings.parsing.reasoning_parser),
+        tool_parser=_named(settings.parsing.tool_call_parser),
+        weights_bytes=profile.weights_bytes,
+        notes=profile.notes,
+    )
+
+
+def _named(name: str) -> str | None:
+    return None if name == "none" else name
