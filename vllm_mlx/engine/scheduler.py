@@ -183,16 +183,27 @@ class Scheduler:
 
     def _plan_decode(self) -> list[Sequence]:
         """The running sequences that get their one token, oldest first; the youngest give way when memory is short."""
-        decode: list[Sequence] = []
-        for sequence in sorted(self.running.values(), key=lambda s: s.order):
-            if sequence.status is not Status.RUNNING or not sequence.wants_token:
-                continue
-            growth = self.store.bytes_for(sequence.num_tokens + 1) - self.store.bytes_for(sequence.num_tokens)
-            if self._make_room(growth, sequence):
-                sequence.num_computed += 1
-                sequence.num_pending += 1
-                decode.append(sequence)
-        return decode
+        ready = [s for s in self.running.values() if s.wants_token]
+        if not self._has_room(sum(self._growth(s) for s in ready)):
+            ready = self._fit(ready)
+        for sequence in ready:
+            sequence.num_computed += 1
+            sequence.num_pending += 1
+        return ready
+
+    def _fit(self, ready: list[Sequence]) -> list[Sequence]:
+        """Those of `ready` that can grow by a token, after preempting where it must be."""
+        fitting: list[Sequence] = []
+        growth = 0
+        for sequence in sorted(ready, key=lambda s: s.order):
+            if sequence.status is Status.RUNNING and self._make_room(growth + self._growth(sequence), sequence):
+                growth += self._growth(sequence)
+                fitting.append(sequence)
+        return fitting
+
+    def _growth(self, sequence: Sequence) -> int:
+        """Bytes that one more token of the sequence takes."""
+        return self.store.bytes_for(sequence.num_tokens + 1) - self.store.bytes_for(sequence.num_tokens)
 
     def _plan_chunk(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
         """Add the sequence's next chunk, if it has one and there is budget for it; returns its size."""
@@ -285,7 +296,7 @@ class Scheduler:
 
         Prompt logprobs need every position computed, so a request for them takes nothing from the cache.
         """
-        if self.cache is None:
+        if self.cache is None or sequence.request.skips_prefix_cache:
             return None
         namespace = sequence.request.namespace
         wants_all = sequence.request.num_prompt_logprobs is not None
@@ -411,7 +422,7 @@ class Scheduler:
             self._store_prefix(sequence, min(sequence.num_computed, len(sequence.tokens)))
 
     def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
-        if self.cache is None:
+        if self.cache is None or sequence.request.skips_prefix_cache:
             return
         num_tokens = num_tokens // self._block_size * self._block_size
         checkpoint = None
@@ -432,7 +443,7 @@ class Scheduler:
 def _report(sequence: Sequence, lease: Lease | None) -> CacheReport:
     """How much of the prompt came from the cache, and where it stopped agreeing with what was there."""
     if lease is None:
-        return CacheReport(miss_reason="the prefix cache is off")
+        return CacheReport(miss_reason="the prefix cache is not used")
     reason = lease.reason
     if reason is None and lease.num_matched < len(sequence.tokens) - 1:
         reason = f"token {lease.num_matched} is the first that differs from every stored prefix"
