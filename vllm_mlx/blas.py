@@ -1,8 +1,9 @@
 """A fast BLAS under MLX's CPU backend on Linux, whose wheel links the reference one (some 30 times slower).
 
-`load` must run before anything imports `mlx.core`: it puts `cblas_*gemm` into the process so that MLX's own lookup finds
-them first. With a C compiler that is our `native/gemm.c` (few-row products itself, the rest forwarded to an OpenBLAS);
-without one it is a system OpenBLAS as it is. No effect on macOS and on MLX's CUDA backend. Standard library only.
+`load` must run before anything imports `mlx.core`: it puts `cblas_*gemm` into the process so that MLX's own lookup
+finds them first. With a C compiler that is our `native/gemm.c` (few-row products itself, the rest forwarded to an
+OpenBLAS); without one it is a system OpenBLAS as it is. No effect on macOS and on MLX's CUDA backend. Standard library
+only.
 
 `python -m vllm_mlx.blas` builds, loads and says what it found; `make` runs it once.
 """
@@ -31,7 +32,7 @@ COMPILE_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-
 MAX_ROWS = 64
 ALL_ROWS = 2**62
 KERNELS = ("plain C", "AVX2", "AVX-512")
-# Where distributions put a multi-threaded OpenBLAS with 32-bit integers: Debian, Fedora, Arch, then the linker's search.
+# Where distributions put an OpenBLAS with threads and 32-bit integers: Debian, Fedora, Arch, then the linker's search.
 SYSTEM_NAMES = (
     "/usr/lib/{machine}-linux-gnu/openblas-pthread/libopenblas.so.0",
     "/usr/lib/{machine}-linux-gnu/openblas-openmp/libopenblas.so.0",
@@ -80,15 +81,17 @@ class OpenBlas:
 _loaded: BlasReport | None = None
 
 
-def load(choice: str = "auto", threads: int | None = None, *, invariant: bool = False) -> BlasReport:
+def load(choice: str = "auto", threads: int | None = None, *, few_row_kernels: bool = True,
+         invariant: bool = False) -> BlasReport:
     """Make MLX use a fast BLAS; call before `mlx.core` is imported.
 
-    `choice` is auto, system, numpy or off. `invariant` sends products of any number of rows through the few-row kernels,
-    whose result for a row does not depend on the other rows. Loads once: later calls change nothing.
+    `choice` is auto, system, numpy or off. `invariant` sends products of any number of rows through the few-row
+    kernels, whose result for a row does not depend on the other rows. Loads once: later calls change nothing.
     """
     global _loaded
     if _loaded is None:
-        _loaded = _load(choice, threads or default_threads(), ALL_ROWS if invariant else MAX_ROWS)
+        max_rows = ALL_ROWS if invariant else MAX_ROWS if few_row_kernels else 0
+        _loaded = _load(choice, threads or default_threads(), max_rows)
     return _loaded
 
 
@@ -127,6 +130,8 @@ def _load(choice: str, threads: int, max_rows: int) -> BlasReport:
     library = ctypes.CDLL(found.path)
     _set_threads(found, library, threads)
     level = attach(ctypes.CDLL(str(shim), mode=ctypes.RTLD_GLOBAL), found, library, threads, max_rows)
+    if max_rows == 0:
+        return BlasReport(found.kind, found.path, threads, reason="few-row kernels are switched off")
     return BlasReport(found.kind, found.path, threads, KERNELS[level])
 
 
@@ -142,7 +147,7 @@ def attach(shim: ctypes.CDLL, found: OpenBlas, library: ctypes.CDLL, threads: in
 
 
 def find_openblas(choice: str = "auto") -> OpenBlas | None:
-    """The OpenBLAS to use. `auto` prefers the one in the numpy wheel: it is there, and it is newer than most systems'."""
+    """The OpenBLAS to use. `auto` prefers the numpy wheel's: it is always there, and newer than most systems'."""
     if choice in ("auto", "numpy"):
         spec = importlib.util.find_spec("numpy")
         if spec is not None and spec.origin:

@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", allow_abbrev=False, help="say what is installed, and whether it works",
         description="Say which program, interpreter and libraries this is, and try them for a few seconds.")
-    add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads"}))
+    add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads", "cpu.few_row_kernels"}))
     commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
     return parser
 
@@ -96,8 +96,15 @@ def _serve(settings: Settings) -> int:
 
 def _download(settings: Settings) -> int:
     settings.resolve()
-    from vllm_mlx.models.download import download  # imports huggingface_hub and rich
-    print(f"Model ready at: {download(settings.model)}")
+    from vllm_mlx.models import download  # imports huggingface_hub and rich when the hub is asked
+
+    model = settings.model
+    if model.mllm is not None:
+        print("vllm-mlx: --mllm makes no difference to a download: all files are fetched.", file=sys.stderr)
+    folder = download.resolve(
+        model.model, offline=model.offline, revision=model.revision, timeout_s=model.download_timeout,
+        retries=model.download_retries, progress=download.Bar(model.model))
+    print(f"Model ready at: {folder}")
     return 0
 
 

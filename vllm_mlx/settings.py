@@ -293,6 +293,9 @@ class CpuSettings:
         "these that loads (`auto`), or MLX's own (`off`).", "--blas", choices=("auto", "system", "numpy", "off"))
     blas_threads: int | None = option(
         None, "Threads of that library; otherwise one fewer than there are cores.", "--blas-threads", minimum=1)
+    few_row_kernels: bool = option(
+        True, "Compute products of up to 64 rows, as in decoding, by our own kernels instead (needs a C compiler at the "
+        "first start).", "--few-row-kernels", off_flag="--no-few-row-kernels")
 
 
 LOOPBACK_NAMES = ("localhost", "localhost.localdomain")

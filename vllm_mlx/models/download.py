@@ -154,7 +154,9 @@ def _fetch(hub: _Hub, cached: Path | None, retries: int, progress: Progress, sle
         try:
             with hub.read_timeout():
                 return hub.download(progress, force=attempt > 0)
-        except hub.transient_errors as error:
+        except hub.passing_errors as error:
+            if not hub.may_pass(error):
+                raise ModelLoadError(hub.explain(error)) from None
             if cached is not None:
                 progress.note(f"The hub cannot be reached; the cached copy of {hub.label} is used.")
                 return cached
@@ -199,12 +201,19 @@ class _Hub:
         self._session = huggingface_hub.get_session()
         # The hub's own HTTP library, whichever it is this year: its exceptions share these names.
         http = sys.modules[type(self._session).__module__.partition(".")[0]]
-        self.transient_errors = (http.TransportError, self._errors.HfHubHTTPError, WrongSize)
+        self.passing_errors = (http.TransportError, self._errors.HfHubHTTPError, WrongSize)
         self._timeouts, self._transport_error = http.TimeoutException, http.TransportError
         self._file = ""
 
     def is_switched_off(self) -> bool:
         return bool(self._constants.HF_HUB_OFFLINE)
+
+    def may_pass(self, error: Exception) -> bool:
+        """Whether the same request may succeed later."""
+        if isinstance(error, self._errors.HfHubHTTPError):
+            status = error.response.status_code
+            return status >= 500 or status in (408, 429)
+        return True
 
     def cached_snapshot(self) -> Path | None:
         """The snapshot in the cache when it has weights and a config, else None."""
@@ -242,7 +251,7 @@ class _Hub:
         files = select([_File(s.rfilename, s.size or 0) for s in info.siblings or []])
         if not any(file.name.endswith(".safetensors") for file in files):
             raise ModelLoadError(
-                f"{self.label} holds no safetensors weights; name a model in MLX or Hugging Face format."
+                f"{self.label} holds no safetensors weights; name a model in MLX or Hugging Face form."
             )
         missing = [file for file in files if not self._is_cached(file, info.sha)]
         self._check_space(sum(file.size for file in missing))
@@ -287,8 +296,8 @@ class _Hub:
         free = shutil.disk_usage(folder).free
         if needed_bytes and needed_bytes + SPARE_BYTES > free:
             raise ModelLoadError(
-                f"{self.label} needs {gib(needed_bytes)} of disk, but {self.cache_dir} has {gib(free)} free; make room, "
-                "or set HF_HUB_CACHE to a larger disk."
+                f"{self.label} needs {gib(needed_bytes)} of disk, but {self.cache_dir} has {gib(free)} free; make "
+                "room, or set HF_HUB_CACHE to a larger disk."
             )
 
     def explain(self, error: Exception) -> str:

@@ -1,0 +1,128 @@
+"""The picture in ARCHITECTURE.md, checked: imports flow downward, MLX stays below the border, the house stays small."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vllm_mlx"
+LEAVES = {"errors", "observability"}
+# Each room, and the rooms it may import beside itself and the leaves. `app` and what stands above it may import all.
+BELOW = {
+    "api": {"generation", "parsers.events", "engine.step", "engine.request", "settings"},
+    # A model's facts and its media spans are plain data, read from files before MLX is there.
+    "generation": {"parsers", "engine", "models.profile", "models.span", "settings"},
+    "parsers": set(),
+    "engine": {"guards", "models"},
+    "guards": set(),
+    "models": set(),
+    "observability": set(),
+    "errors": set(),
+    "settings": set(),
+    "options": {"settings"},
+    "blas": set(),
+    "ui": set(),
+}
+# The composition root (app, backend, lifecycle) and the commands.
+TOP = {"app", "backend", "lifecycle", "cli", "doctor", "bench", "__main__", "__init__"}
+# The files of the engine that compute; everything else in it decides.
+MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "logits", "constraint"}
+ABSENT_FROM_BELOW = {"fastapi", "starlette", "uvicorn", "pydantic"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__") or "__init__", path
+
+
+MODULES = dict(modules())
+
+
+def imports(name: str) -> Iterator[tuple[str, int]]:
+    """Absolute names of what a module imports, anywhere in it, with the line."""
+    path = MODULES[name]
+    package = ["vllm_mlx", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                target = f"{source}.{alias.name}"
+                is_module = target.removeprefix("vllm_mlx.") in MODULES and source.startswith("vllm_mlx")
+                yield (target if is_module else source), node.lineno
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_flow_downward(name):
+    here = room(name)
+    if here in TOP:
+        return
+    allowed = BELOW[here] | LEAVES | {here}
+    wrong = [
+        f"line {line}: {target}"
+        for target, line in imports(name)
+        if target.startswith("vllm_mlx.")
+        and not any(target.removeprefix("vllm_mlx.").startswith(part) for part in allowed)
+    ]
+    assert not wrong, f"{name} may import {sorted(allowed)}, but imports {wrong}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_mlx_is_imported_only_below_the_border(name):
+    parts = name.split(".")
+    if parts[0] == "models" or (parts[0] == "engine" and parts[-1] in MLX_IN_ENGINE):
+        return
+    wrong = [f"line {line}: {target}" for target, line in imports(name) if target.split(".")[0] in
+             ("mlx", "mlx_lm", "mlx_vlm")]
+    assert not wrong, f"{name} is above the border, but imports {wrong}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_http_is_known_only_to_the_api(name):
+    if room(name) in {"api", "ui"} | TOP:
+        return
+    wrong = [target for target, _ in imports(name) if target.split(".")[0] in ABSENT_FROM_BELOW]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_say_what_they_are(name):
+    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    assert docstring or MODULES[name].read_text().strip() == ""
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_below_the_api_settings_come_as_groups(name):
+    """A part takes its own group; whoever sees all of Settings soon reads all of it."""
+    if room(name) not in {"generation", "parsers", "engine", "guards", "models", "observability"}:
+        return
+    whole = [node.lineno for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.ImportFrom)
+             and node.module == "vllm_mlx.settings" and any(alias.name == "Settings" for alias in node.names)]
+    assert not whole
+
+
+def test_every_room_is_in_the_picture():
+    assert {room(name) for name in MODULES} <= set(BELOW) | TOP
+
+
+def test_size_table(capsys):
+    """Printed for whoever reads the log; a file over 600 lines holds a second idea."""
+    sizes = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    totals: dict[str, int] = {}
+    for name, size in sizes.items():
+        totals[room(name)] = totals.get(room(name), 0) + size
+    with capsys.disabled():
+        print(f"\n{sum(sizes.values())} lines in {len(sizes)} files:",
+              ", ".join(f"{name} {size}" for name, size in sorted(totals.items(), key=lambda item: -item[1])))
+    assert not {name: size for name, size in sizes.items() if size > 600}
