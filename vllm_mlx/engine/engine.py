@@ -70,8 +70,9 @@ class Pulse:
 class Engine:
     """Owner of scheduler and runner; everything here happens on the thread that calls `step`.
 
-    `on_finished` are told of each ended sequence, `on_step` of each collected step with the seconds since the
-    one before.
+    `before_plan` are called with the time before each plan and may change limits or cancel; `on_finished` are told of
+    each ended sequence, `on_step` of each collected step with the seconds since the one before; `on_idle` when there is
+    nothing to do, and say whether there now is. `reports` add to `EngineStatus.extra`.
     """
 
     def __init__(
@@ -86,8 +87,11 @@ class Engine:
         self._pulse = Pulse()
         self._num_steps = 0
         self._last_collected = clock()
+        self.before_plan: list[Callable[[float], None]] = []
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
+        self.on_idle: list[Callable[[], bool]] = []
+        self.reports: list[Callable[[], Mapping[str, object]]] = [runner.metrics]
 
     # ── what the inbox may ask ──────────────────────────────────────────────────────────────────────────────────
 
@@ -114,6 +118,13 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting or self._in_flight or self.scheduler.has_ended)
 
+    def idle(self) -> bool:
+        """Offer an idle moment to who wants one (probes); True when there is now work to do."""
+        return any(callback() for callback in self.on_idle)
+
+    def now(self) -> float:
+        return self._clock()
+
     # ── the turn ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> None:
@@ -123,6 +134,8 @@ class Engine:
             self.scheduler.finish(sequence, FinishReason.DEADLINE)
         if self._in_flight is not None and not self._in_flight.allows_overlap:
             self._finish_step()
+        for callback in self.before_plan:
+            callback(now)
         plan = self.scheduler.plan(now)
         launched = self._launch(plan) if plan else None
         self._finish_step()
@@ -221,7 +234,7 @@ class Engine:
             num_preemptions=counters.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
             requests=tuple(_progress(scheduler.running.values(), scheduler.waiting.values())),
-            extra=dict(self.runner.metrics()),
+            extra={name: value for report in self.reports for name, value in report().items()},
         )
 
 

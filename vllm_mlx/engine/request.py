@@ -125,6 +125,7 @@ class Request:
 
     `namespace` keeps prefix caches of different keys (and adapters) apart. `deadline` is a `time.monotonic()` value.
     `make_constraint` builds this sequence's own grammar state; it is called once, on the MLX thread.
+    `skips_prefix_cache`: take nothing from the prefix cache and leave nothing in it.
     """
 
     id: str
@@ -140,4 +141,5 @@ class Request:
     thinking: ThinkingBudget | None = None
     repetition_policy: str = "off"
     num_prompt_logprobs: int | None = None
+    skips_prefix_cache: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -75,12 +75,12 @@ class Mailbox:
 class EngineThread:
     """Runs one engine. `build` is called on the thread and gives the engine; it may take long and may raise.
 
-    `idle` is called on the thread when there is nothing to do, and says whether it did something (a probe, say).
+    When there is nothing to do, the engine's `idle` is called once, and again after each message: who wants it called
+    later sends an empty job.
     """
 
-    def __init__(self, build: Callable[[Publish], Engine], *, idle: Callable[[Engine], bool] | None = None) -> None:
+    def __init__(self, build: Callable[[Publish], Engine]) -> None:
         self._build = build
-        self._idle = idle
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._mailboxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
@@ -177,7 +177,7 @@ class EngineThread:
 
     def _turn(self, engine: Engine) -> bool:
         """Handle the inbox, then step; sleeps on the inbox when there is nothing to do. False after Stop."""
-        if not engine.has_work and self._inbox.empty() and not (self._idle is not None and self._idle(engine)):
+        if not engine.has_work and self._inbox.empty() and not engine.idle():
             if not self._handle(engine, self._inbox.get()):
                 return False
         while not self._inbox.empty():
