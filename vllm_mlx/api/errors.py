@@ -7,7 +7,8 @@ OpenAI: `{"error": {message, type, code, param}}`; Anthropic: `{"type": "error",
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -55,6 +56,7 @@ class ErrorAnswer:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+    extra_headers: Mapping[str, str] = field(default_factory=dict)
 
     def openai(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -65,7 +67,7 @@ class ErrorAnswer:
         return {"type": "error", "error": error, "request_id": request_id}
 
     def headers(self) -> dict[str, str]:
-        headers = {}
+        headers = dict(self.extra_headers)
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == HTTPStatus.UNAUTHORIZED:
@@ -123,7 +125,8 @@ def describe(error: BaseException) -> ErrorAnswer:
         case EngineError():
             return ErrorAnswer(500, str(error), "server_error", "engine_error")
         case HTTPException():
-            return ErrorAnswer(error.status_code, _http_message(error), openai_type(error.status_code))
+            kind, headers = openai_type(error.status_code), error.headers or {}
+            return ErrorAnswer(error.status_code, _http_message(error), kind, extra_headers=headers)
         case ValidationError():
             return describe(invalid_from(error.errors(include_url=False, include_context=False)))
         case RequestValidationError():
