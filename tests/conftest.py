@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vllm_mlx import blas
+
+# As the server does, and before any test imports MLX: its own BLAS would take minutes where this takes seconds.
+blas.load()
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

@@ -50,7 +50,12 @@ class Backend:
     @classmethod
     def load(cls, settings: Settings) -> Backend:
         """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each."""
-        blas_report = blas.load(settings.cpu.blas, settings.cpu.blas_threads, invariant=settings.batch.batch_invariant)
+        blas_report = blas.load(
+            settings.cpu.blas,
+            settings.cpu.blas_threads,
+            few_row_kernels=settings.cpu.few_row_kernels,
+            invariant=settings.batch.batch_invariant,
+        )
         # After the BLAS: these import MLX.
         from vllm_mlx.engine.assembly import build_engine
         from vllm_mlx.engine.engine import Engine, Publish
