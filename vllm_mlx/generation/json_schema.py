@@ -1,0 +1,148 @@
+"""JSON schemas of clients: checked, made fit for the grammar compiler, and its complaints made fit for clients.
+
+JSON is generated compact, or with the one space after `:` and `,` that models are used to: white space without bounds
+lets weak models write newlines for ever. Worker threads; pure functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher
+
+from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation.checks import check_schema
+
+JSON_STYLE: Mapping[str, Any] = {"whitespace_flexible": False, "key_separator": ": ?", "item_separator": ", ?"}
+
+_KNOWN_FORMATS = frozenset(
+    "date-time time date duration email hostname ipv4 ipv6 uuid uri".split()  # those llguidance enforces
+)
+_SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SCHEMAS = (
+    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
+    "unevaluatedItems", "unevaluatedProperties", "additionalItems",
+)  # fmt: skip
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_UNKNOWN_KEYWORDS = "Unimplemented keys: "
+_SIGNS = (
+    ("oneOf", "oneOf"),
+    ("patternProperty", "patternProperties"),
+    ("patternProperties", "patternProperties"),
+    ("multipleOf", "multipleOf"),
+    ("minProperties", "minProperties"),
+    ("maxProperties", "maxProperties"),
+    ("regex parse error", "pattern"),
+    ("look-around", "pattern"),
+    ("Resource '", "$ref"),
+    ("Pointer '", "$ref"),
+    ("Anchor '", "$ref"),
+)  # fmt: skip
+
+
+def schema_source(schema: Mapping[str, Any], style: Mapping[str, Any] = JSON_STYLE) -> str:
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=dict(style))
+
+
+def prepared_schema(schema: Any, *, param: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A client's schema checked and made fit for the compiler, and what was dropped from it."""
+    if not isinstance(schema, Mapping):
+        raise InvalidRequest("A JSON schema must be an object.", param=param)
+    check_schema(schema, param)
+    notes: list[str] = []
+    prepared = _prepare(schema, "", notes)
+    prepared.pop("x-guidance", None)  # the compiler's own options are not for clients to set
+    return prepared, tuple(notes)
+
+
+def _prepare(schema: Mapping[str, Any], path: str, notes: list[str]) -> dict[str, Any]:
+    prepared = dict(schema)
+    if "format" in prepared and prepared["format"] not in _KNOWN_FORMATS:
+        notes.append(f"format {prepared['format']!r} at {path or 'the top'} is not enforced")
+        del prepared["format"]
+    for key in _COUNTS:
+        if isinstance(prepared.get(key), float) and prepared[key].is_integer():
+            prepared[key] = int(prepared[key])  # 2.0 is an integer in JSON Schema
+    for key, place, child in subschemas(schema):
+        new = _prepare(child, f"{path}.{key}{'' if place is None else f'.{place}'}".lstrip("."), notes)
+        if place is None:
+            prepared[key] = new
+        else:
+            if prepared[key] is schema[key]:
+                prepared[key] = dict(schema[key]) if isinstance(schema[key], Mapping) else list(schema[key])
+            prepared[key][place] = new
+    return prepared
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """(keyword, place in it or None, schema) of the schemas directly inside; what is not an object is passed over."""
+    for key in _SCHEMAS:
+        if isinstance(schema.get(key), Mapping):
+            yield key, None, schema[key]
+    for key in (*_SCHEMA_LISTS, "items"):
+        if isinstance(schema.get(key), list):
+            yield from ((key, i, child) for i, child in enumerate(schema[key]) if isinstance(child, Mapping))
+    for key in _SCHEMA_MAPS:
+        if isinstance(schema.get(key), Mapping):
+            yield from ((key, name, child) for name, child in schema[key].items() if isinstance(child, Mapping))
+
+
+def find_keyword(schema: Mapping[str, Any], keyword: str, path: str = "") -> str | None:
+    """Path of the first subschema that uses a keyword; the empty path is the schema itself."""
+    if keyword in schema:
+        return path
+    for key, place, child in subschemas(schema):
+        found = find_keyword(child, keyword, f"{path}.{key}{'' if place is None else f'.{place}'}".lstrip("."))
+        if found is not None:
+            return found
+    return None
+
+
+def refusal(message: str, source: str, param: str) -> InvalidRequest:
+    """The compiler's complaint as one sentence that names what to change."""
+    line = first_line(message)
+    schema = _schema_in(source)
+    if line.startswith(_UNKNOWN_KEYWORDS):
+        keywords = [k.strip().strip('"') for k in line[len(_UNKNOWN_KEYWORDS) :].strip("[]").split(",")]
+        return unsupported(keywords, schema, param)
+    keyword = next((word for sign, word in _SIGNS if sign in line), None) if schema is not None else None
+    if keyword == "oneOf":
+        return unsupported(["oneOf"], schema, param, "with branches that may both hold")
+    about = f"{keyword!r} in the schema" if keyword else "The grammar"
+    return InvalidRequest(
+        f"{about} cannot be used: {line}.",
+        param=param,
+        code="unsupported_schema_keyword" if keyword else "invalid_grammar",
+    )
+
+
+def unsupported(
+    keywords: Sequence[str], schema: Mapping[str, Any] | None, param: str, detail: str = ""
+) -> InvalidRequest:
+    path = find_keyword(schema, keywords[0]) if schema is not None else None
+    words = " and ".join(repr(k) for k in keywords) + (f" at {path}" if path else "") + (f" {detail}" if detail else "")
+    return InvalidRequest(
+        f"The schema uses {words}, which cannot be enforced while generating; leave it out.",
+        param=param,
+        code="unsupported_schema_keyword",
+    )
+
+
+def _schema_in(source: str) -> Mapping[str, Any] | None:
+    """The schema inside a serialised grammar that is just one schema."""
+    try:
+        schema = json.loads(source)["grammars"][0]["json_schema"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return schema if isinstance(schema, Mapping) else None
+
+
+def first_line(message: object) -> str:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    text = lines[0] if lines else "unknown error"
+    if text.endswith("regex parse error:"):
+        text = " ".join([text, *(line for line in lines[1:] if line.startswith("error:"))])
+    return (text if len(text) <= 300 else text[:300] + "...").rstrip(".")
