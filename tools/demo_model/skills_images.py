@@ -1,0 +1,250 @@
+"""Images drawn with Pillow, and questions about them. Fonts are Pillow's own, so the pictures are the same everywhere."""
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .chat import Check, Sample, user
+from .words import COUNT_WORDS, PRINTED, Draw, Grammar
+
+RGB = {
+    "red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 220, 40), "orange": (250, 140, 20), "purple": (140, 40, 170),
+    "pink": (250, 150, 190), "brown": (120, 70, 30), "black": (10, 10, 10), "white": (250, 250, 250), "gray": (130, 130, 130),
+}  # fmt: skip
+NEAR = {frozenset(p) for p in [("red", "orange"), ("red", "brown"), ("orange", "brown"), ("orange", "yellow"), ("pink", "white"), ("gray", "black"), ("red", "pink"), ("purple", "blue"), ("yellow", "white"), ("brown", "black"), ("gray", "white"), ("purple", "pink"), ("gray", "brown")]}
+SHAPES = ["circle", "square", "triangle", "star", "rectangle", "diamond", "ring", "cross"]
+PLACES = {(0, 0): "top left", (1, 0): "top", (2, 0): "top right", (0, 1): "left", (1, 1): "center", (2, 1): "right", (0, 2): "bottom left", (1, 2): "bottom", (2, 2): "bottom right"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thing:
+    shape: str
+    colour: str
+    cell: tuple[int, int]
+
+
+def canvas(d: Draw) -> tuple[int, int]:
+    side = d.any([64, 96, 128, 160, 192, 224, 256, 256, 320, 384, 512])
+    if d.chance(0.65):
+        return side, side
+    ratio = d.any([0.5, 0.66, 0.75, 1.33, 1.5, 2.0])
+    return max(64, int(side * min(1.0, ratio))), max(64, int(side * min(1.0, 1 / ratio)))
+
+
+def shade(d: Draw, colour: str) -> tuple[int, int, int]:
+    r, g, b = (max(0, min(255, c + d.int(-12, 12))) for c in RGB[colour])
+    return r, g, b
+
+
+def colours(d: Draw, count: int) -> list[str]:
+    """Colours that can be told apart, the background's first."""
+    while True:
+        picked = d.rng.sample(list(RGB), count)
+        if not any(frozenset((a, b)) in NEAR for i, a in enumerate(picked) for b in picked[:i]):
+            return picked
+
+
+def paint(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int], turn: float, back: tuple[int, int, int]) -> None:
+    def at(angle: float, length: float) -> tuple[float, float]:
+        return x + length * math.cos(angle + turn), y + length * math.sin(angle + turn)
+
+    if shape == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    elif shape == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        draw.ellipse((x - r * 0.55, y - r * 0.55, x + r * 0.55, y + r * 0.55), fill=back)
+    elif shape == "square":
+        draw.polygon([at(math.pi / 4 + i * math.pi / 2, r) for i in range(4)], fill=fill)
+    elif shape == "diamond":
+        draw.polygon([at(i * math.pi / 2, r if i % 2 else r * 0.62) for i in range(4)], fill=fill)
+    elif shape == "rectangle":
+        draw.polygon([(x - r, y - r * 0.45), (x + r, y - r * 0.45), (x + r, y + r * 0.45), (x - r, y + r * 0.45)], fill=fill)
+    elif shape == "triangle":
+        draw.polygon([at(-math.pi / 2 + i * 2 * math.pi / 3, r) for i in range(3)], fill=fill)
+    elif shape == "star":
+        draw.polygon([at(-math.pi / 2 + i * math.pi / 5, r if i % 2 == 0 else r * 0.42) for i in range(10)], fill=fill)
+    else:
+        for w, h in ((r, r * 0.3), (r * 0.3, r)):
+            draw.rectangle((x - w, y - h, x + w, y + h), fill=fill)
+
+
+def scene(d: Draw, things: list[Thing], background: str, *, grid: int = 3, scale: float = 0.75) -> Image.Image:
+    width, height = canvas(d)
+    back = shade(d, background)
+    image = Image.new("RGB", (width, height), back)
+    draw = ImageDraw.Draw(image)
+    cell_w, cell_h = width / grid, height / grid
+    for thing in things:
+        r = min(cell_w, cell_h) / 2 * d.rng.uniform(scale, 0.98)
+        x = (thing.cell[0] + 0.5) * cell_w + d.rng.uniform(-1, 1) * (cell_w / 2 - r) * 0.8
+        y = (thing.cell[1] + 0.5) * cell_h + d.rng.uniform(-1, 1) * (cell_h / 2 - r) * 0.8
+        paint(draw, thing.shape, x, y, r, shade(d, thing.colour), d.rng.uniform(-0.2, 0.2), back)
+    return image
+
+
+def single(d: Draw) -> tuple[Thing, str, Image.Image]:
+    """One big thing anywhere near the middle."""
+    colour, background = colours(d, 2)
+    thing = Thing(d.any(SHAPES), colour, (0, 0))
+    return thing, background, scene(d, [thing], background, grid=1, scale=0.45)
+
+
+def sample(skill: str, text: str, reply: str, check: Check, *images: Image.Image) -> Sample:
+    return Sample(f"image: {skill}", [user(text, len(images))], reply, check, images=list(images))
+
+
+def an(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+_COLOUR = Grammar("(What|Which) (color|colour) is (the|this) {s}(|?)", "(Tell me|Name) the (color|colour) of the {s}(|.)", "(What is|What's) the (color|colour) of the {s}(|?)", "(Color|Colour) of the {s}?", "(What|Which) (color|colour) does the {s} have(|?)")
+_GROUND = Grammar("(What|Which) (color|colour) is the background(|?)", "(What is|Tell me) the (color|colour) of the background(?|.)", "(What|Which) (color|colour) does the background have(|?)")
+
+
+def colour(d: Draw) -> Sample:
+    thing, background, image = single(d)
+    if d.chance(0.25):
+        return sample("colour", d.frame(_GROUND), f"The background is {background}.", Check("keys", (background,)), image)
+    if d.chance(0.4):
+        first, second = d.rng.sample(SHAPES, 2)
+        ground, c1, c2 = colours(d, 3)
+        cells = d.rng.sample([(0, 0), (1, 0), (0, 1), (1, 1)], 2)
+        image = scene(d, [Thing(first, c1, cells[0]), Thing(second, c2, cells[1])], ground, grid=2, scale=0.65)
+        return sample("colour", d.frame(_COLOUR).format(s=first), f"The {first} is {c1}.", Check("keys", (c1,)), image)
+    return sample("colour", d.frame(_COLOUR).format(s=d.any([thing.shape, "shape", "object"])), f"The {thing.shape} is {thing.colour}.", Check("keys", (thing.colour,)), image)
+
+
+_SHAPE = Grammar("(What|Which) shape is (this|in the image|in the picture|shown|it|that)(|?)", "(Name|Tell me) the shape(|.| in the image.)", "(What|Which) shape do you see(|?)", "(What is|What's) (this|the) shape(|?)", "(What|Which) shape is the {c} (one|thing|object)(|?)")
+
+
+def shape(d: Draw) -> Sample:
+    thing, _, image = single(d)
+    return sample("shape", d.frame(_SHAPE).format(c=thing.colour), f"It is {an(thing.shape)}.", Check("keys", (thing.shape,)), image)
+
+
+_COUNT = Grammar("How many {s} (are there|do you see|are in the image|are in the picture|can you see|are shown)(|?)", "(Count|Please count) the {s}(|.| in the image.)", "(What is|Tell me) the number of {s}(|?|.)", "How many {s}(|?)")
+
+
+def things_in(d: Draw, count: int, kind: str, tint: str) -> list[Thing]:
+    cells = d.rng.sample([(x, y) for x in range(3) for y in range(3)], count)
+    return [Thing(kind, tint, cell) for cell in cells]
+
+
+def count(d: Draw) -> Sample:
+    number, kind = d.int(1, 6), d.any(SHAPES)
+    background, tint, other = colours(d, 3)
+    things = things_in(d, number, kind, tint)
+    name = d.any([kind + ("es" if kind == "cross" else "s"), "shapes", "objects", "things"])
+    image = scene(d, things, background)
+    noun = kind if number == 1 else kind + ("es" if kind == "cross" else "s")
+    return sample("count", d.frame(_COUNT).format(s=name), f"There {'is' if number == 1 else 'are'} {COUNT_WORDS[number]} {noun}.", Check("count", number), image)
+
+
+_WHERE = Grammar("Where is the {s}(|?)", "(What is|Tell me) the position of the {s}(|?|.)", "(In which|Which) part of the (image|picture) (is|has) the {s}(|?)", "Where (in the image|in the picture) is the {s}(|?)", "Where do you see the {s}(|?)")
+
+
+def position(d: Draw) -> Sample:
+    background, tint, other = colours(d, 3)
+    kind = d.any(SHAPES)
+    cell = d.any(list(PLACES))
+    things = [Thing(kind, tint, cell)]
+    if d.chance(0.4):
+        far = d.any([c for c in PLACES if c != cell])
+        things.append(Thing(d.any([s for s in SHAPES if s != kind]), other, far))
+    name = d.any([kind, f"{tint} {kind}", f"{tint} shape"] + (["shape"] if len(things) == 1 else []))
+    place = PLACES[cell]
+    return sample("position", d.frame(_WHERE).format(s=name), f"The {kind} is at the {place}.", Check("place", place), scene(d, things, background))
+
+
+def printed(d: Draw, text: str) -> tuple[Image.Image, str, str]:
+    while True:
+        width, height = canvas(d)
+        if width >= 96 and height >= 64:
+            break
+    background, tint = colours(d, 2)
+    image = Image.new("RGB", (width, height), shade(d, background))
+    draw = ImageDraw.Draw(image)
+    size = 8
+    limit = d.rng.uniform(0.6, 0.92)
+    while True:
+        font = ImageFont.load_default(size=size + 2)
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        if right - left > width * limit or bottom - top > height * limit:
+            break
+        size += 2
+    font = ImageFont.load_default(size=size)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    x, y = d.rng.uniform(0, max(0, width - (right - left))) - left, d.rng.uniform(0, max(0, height - (bottom - top))) - top
+    draw.text((x, y), text, fill=shade(d, tint), font=font)
+    return image, background, tint
+
+
+_READ = Grammar("(What does|What is|Which word does) (the|this) (sign|image|picture|text) (say|show|read)(|?)", "(Read|Tell me) the (word|text)(|.| in the image.)", "(What|Which) (word|text) (is|do you see) (shown|written|printed|in the image|in the picture|here)(|?)", "(What is|What's) written (here|in the image|on the sign|in the picture)(|?)", "(Read|Transcribe) (this|the image|the sign)(|.)")
+_NUMBER = Grammar("(What|Which) number (is shown|do you see|is this|is written|is in the image|is printed)(|?)", "(Read|Tell me) the number(|.| in the image.)", "(What is|What's) the number(|?)")
+
+
+def words(d: Draw) -> Sample:
+    word = d.any(PRINTED)
+    image, _, _ = printed(d, word)
+    return sample("printed word", d.frame(_READ), f'The text is "{word}".', Check("keys", (word,)), image)
+
+
+def numbers(d: Draw) -> Sample:
+    number = str(d.int(0, 9)) if d.chance(0.3) else str(d.int(10, 99)) if d.chance(0.6) else str(d.int(100, 999))
+    image, _, _ = printed(d, number)
+    return sample("printed number", d.frame(_NUMBER), f"The number is {number}.", Check("sum", int(number)), image)
+
+
+_DESCRIBE = Grammar("(Describe|describe|Please describe) (the|this) (image|picture|photo) (in one short sentence|in one sentence|in a sentence|briefly|)(|.)", "(What is|What's|What do you see) in (the|this) (image|picture)(|?)", "(What do you see|What can you see|What is this|What is shown)(|?)", "(Caption|Caption this|Give a caption for) (the |this |)(image|picture)(|.)", "Tell me what you see(|.)")
+
+
+def caption(d: Draw) -> tuple[str, tuple[str, ...], Image.Image]:
+    roll = d.rng.random()
+    if roll < 0.55:
+        thing, background, image = single(d)
+        return f"{an(thing.colour)} {thing.shape} on {an(background)} background", (thing.colour, thing.shape, background), image
+    if roll < 0.8:
+        number, kind = d.int(2, 5), d.any(SHAPES)
+        background, tint = colours(d, 2)
+        many = kind + ("es" if kind == "cross" else "s")
+        return f"{COUNT_WORDS[number]} {tint} {many} on {an(background)} background", (COUNT_WORDS[number], tint, kind, background), scene(d, things_in(d, number, kind, tint), background)
+    word = d.any(PRINTED)
+    image, background, tint = printed(d, word)
+    return f'the word "{word}" in {tint} on {an(background)} background', (word, tint, background), image
+
+
+def describe(d: Draw) -> Sample:
+    text, keys, image = caption(d)
+    return sample("description", d.frame(_DESCRIBE), text[0].upper() + text[1:] + ".", Check("keys", keys), image)
+
+
+_COMPARE = Grammar("(What is the difference between|Compare) (the|these) (two |)(images|pictures)(|.|?)", "(How do|In what way do) (the|these) (two |)(images|pictures) differ(|?)", "(Describe|What is in) (both|the two) (images|pictures)(|?|.)")
+_SAME = Grammar("(Are|Do) (the|these) (two |)(images|pictures) (the same|show the same shape|equal)(|?)", "(Is it|Is this) the same (shape|thing) (in both|in both images|in the two images)(|?)")
+_MORE = Grammar("Which (image|picture) (has|shows) more (shapes|objects|things)(|?)", "In which (image|picture) are there more (shapes|objects|things)(|?)")
+
+
+def compare(d: Draw) -> Sample:
+    roll = d.rng.random()
+    if roll < 0.6:
+        (a, _, one), (b, _, two) = single(d), single(d)
+        first, second = f"{an(a.colour)} {a.shape}", f"{an(b.colour)} {b.shape}"
+        return sample("two images", d.frame(_COMPARE), f"The first image shows {first}, the second {second}.", Check("ordered", (f"{a.colour} {a.shape}", f"{b.colour} {b.shape}")), one, two)
+    if roll < 0.8:
+        a, _, one = single(d)
+        b, _, two = single(d)
+        if d.chance(0.5):
+            background, tint = colours(d, 2)
+            b = Thing(a.shape, tint, (0, 0))
+            two = scene(d, [b], background, grid=1, scale=0.45)
+        same = a.shape == b.shape
+        reply = f"Yes, both show {an(a.shape)}." if same else f"No, the first shows {an(a.shape)}, the second {an(b.shape)}."
+        return sample("two images", d.frame(_SAME), reply, Check("keys", ("Yes" if same else "No",)), one, two)
+    n, m = d.rng.sample(range(1, 7), 2)
+    pictures = []
+    for number in (n, m):
+        background, tint = colours(d, 2)
+        pictures.append(scene(d, things_in(d, number, d.any(SHAPES), tint), background))
+    winner = "first" if n > m else "second"
+    reply = f"The {winner} image: {COUNT_WORDS[max(n, m)]} against {COUNT_WORDS[min(n, m)]}."
+    return sample("two images", d.frame(_MORE), reply, Check("keys", (winner,)), *pictures)
