@@ -24,6 +24,7 @@ from vllm_mlx.generation.events import (
     OutputEvent,
 )
 from vllm_mlx.generation.request import GenerationRequest
+from vllm_mlx.lifecycle import bind, make_http_server
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
 from vllm_mlx.settings import Settings
 
@@ -132,6 +133,28 @@ async def client_for(context: ServerContext, **options: Any) -> AsyncIterator[ht
     transport = httpx.ASGITransport(app=build_app(context), raise_app_exceptions=False, **options)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
+
+
+@asynccontextmanager
+async def live_server(context: ServerContext) -> AsyncIterator[str]:
+    """The application behind the real HTTP server on a free port of this machine; gives its address."""
+    server = context.settings.with_values(server__port=0).server
+    listener = bind(server)
+    http = make_http_server(build_app(context), server)
+    serving = asyncio.create_task(http.serve(sockets=[listener]))
+    await until(lambda: http.started)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        http.should_exit = True
+        await serving
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something another task does; a test that waits in vain fails by its own limit."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from tests.api.fakes import FakeGeneration, chat_body, client_for, make_context
 from vllm_mlx.api.openai.schemas import ChatCompletionRequest, CompletionRequest
@@ -214,27 +215,62 @@ JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
-ROLES = st.sampled_from(["system", "user", "assistant", "tool", "x"])
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": ROLES, "content": st.text(max_size=5) | JSON}, optional={"tool_calls": JSON, "name": JSON}
-    ),
-    max_size=3,
 )
 
 
-def bodies(wire: type, required: dict[str, st.SearchStrategy]) -> st.SearchStrategy[dict[str, Any]]:
-    names = sorted(field.alias or name for name, field in wire.model_fields.items())
-    some = st.dictionaries(st.sampled_from(names), JSON, max_size=4)
-    return st.builds(lambda a, b: {**a, **b}, st.fixed_dictionaries(required), some)
+def fitting(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that a JSON schema allows, as far as these schemas go."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return st.deferred(lambda: fitting(definitions[name], definitions))
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return st.one_of([fitting(option, definitions) for option in schema[key]])
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    match schema.get("type"):
+        case "null":
+            return st.none()
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            return st.integers(schema.get("minimum", -9), min(schema.get("maximum", 9), 9))
+        case "number":
+            low = schema.get("minimum", schema.get("exclusiveMinimum", -9))
+            return st.floats(low, min(schema.get("maximum", 9), 9), exclude_min="exclusiveMinimum" in schema)
+        case "string":
+            return st.text(min_size=schema.get("minLength", 0), max_size=6)
+        case "array":
+            items = fitting(schema.get("items", {}), definitions)
+            return st.lists(items, min_size=schema.get("minItems", 0), max_size=3)
+        case "object" if "properties" in schema:
+            parts = {name: fitting(part, definitions) for name, part in schema["properties"].items()}
+            required = {name: parts.pop(name) for name in schema.get("required", ())}
+            return st.fixed_dictionaries(required, optional=parts)
+        case "object":
+            return st.dictionaries(st.text(max_size=5), JSON, max_size=3)
+    return JSON
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def bodies(wire: type[BaseModel], required: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A good request with up to three fields set: to what their schemas allow, or to anything."""
+    schema = wire.model_json_schema()
+    names = st.lists(st.sampled_from(sorted(schema["properties"])), max_size=3, unique=True)
+
+    def fill(chosen: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+        parts = {name: fitting(schema["properties"][name], schema.get("$defs", {})) for name in chosen}
+        return st.fixed_dictionaries({name: part | part | JSON for name, part in parts.items()})
+
+    return names.flatmap(fill).map(lambda fields: {**required, **fields})
+
+
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ
-@given(body=bodies(ChatCompletionRequest, {"messages": MESSAGES}))
+@given(body=bodies(ChatCompletionRequest, chat_body()))
 async def test_no_chat_body_whatsoever_is_a_500(body):
     response = await post(CHAT, body)
     assert response.status_code < 500, (body, response.text)
@@ -243,7 +279,7 @@ async def test_no_chat_body_whatsoever_is_a_500(body):
 
 
 @FUZZ
-@given(body=bodies(CompletionRequest, {"prompt": st.text(max_size=5) | JSON}))
+@given(body=bodies(CompletionRequest, {"prompt": "x"}))
 async def test_no_completion_body_whatsoever_is_a_500(body):
     response = await post(COMPLETIONS, body)
     assert response.status_code < 500, (body, response.text)

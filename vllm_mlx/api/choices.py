@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from vllm_mlx.api.context import Generation
 from vllm_mlx.api.live import LiveRequest, LiveRequests
-from vllm_mlx.errors import Cancelled, DeadlineExceeded, EngineError
+from vllm_mlx.errors import DeadlineExceeded, EngineError, Unavailable
 from vllm_mlx.generation.events import Accepted, Finished, KeepAlive, Message, OutputEvent, collect
 from vllm_mlx.generation.request import GenerationRequest
 from vllm_mlx.observability.metrics import Metrics
@@ -80,7 +80,7 @@ def _raise_failure(event: Finished, entry: LiveRequest) -> None:
     if event.reason == "deadline":
         raise DeadlineExceeded(event.error or event.detail or "The request ran out of time.")
     if event.reason == "cancelled" and not entry.cancelled_by_client:
-        raise Cancelled(event.error or event.detail or "The server cancelled this request; it is shutting down.")
+        raise Unavailable(event.error or event.detail or "The server ended this request; it is shutting down.")
 
 
 async def _single(events: AsyncIterator[OutputEvent]) -> AsyncGenerator[Indexed, None]:

@@ -85,14 +85,14 @@ class EventStream(Response):
         events: AsyncGenerator[tuple[int, OutputEvent], None],
         renderer: Renderer,
         *,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
+        stall_timeout_s: float | None = None,
     ) -> None:
         # A proxy that buffers would turn a stream into one late block.
         super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._renderer = renderer
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s = STALL_TIMEOUT_S if stall_timeout_s is None else stall_timeout_s
         self._sending_since: float | None = None
         self._is_stalled = False
 
