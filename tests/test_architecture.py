@@ -27,7 +27,7 @@ BELOW = {
     "ui": set(),
 }
 # The composition root (app, backend, lifecycle) and the commands.
-TOP = {"app", "backend", "lifecycle", "cli", "doctor", "bench", "__main__", "__init__"}
+TOP = {"app", "backend", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "logits", "constraint"}
 ABSENT_FROM_BELOW = {"fastapi", "starlette", "uvicorn", "pydantic"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vllm_mlx.engine.thread import EngineThread
     from vllm_mlx.models.loader import LoadedModel
     from vllm_mlx.models.profile import ModelProfile
+    from vllm_mlx.oversight import Oversight
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Backend:
     engine: EngineThread
     service: GenerationService
     admission: Admission
+    oversight: Oversight
     blas: blas.BlasReport
     device: str
     memory_bytes: int
@@ -60,9 +62,11 @@ class Backend:
         from vllm_mlx.engine.assembly import build_engine
         from vllm_mlx.engine.engine import Engine, Publish
         from vllm_mlx.engine.thread import EngineThread
+        from vllm_mlx.guards.memory import check_weights
         from vllm_mlx.models import device, loader
         from vllm_mlx.models.download import Bar, resolve
         from vllm_mlx.models.profile import read_profile
+        from vllm_mlx.oversight import Oversight
 
         model = settings.model
         folder = resolve(
@@ -76,6 +80,8 @@ class Backend:
         profile = read_profile(folder)
         settings, notes = settings.resolve(profile)
         settings = name_formats(settings, profile)
+        check_weights(profile.weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
+        oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []
         options: list[EngineOptions] = []
 
@@ -84,11 +90,13 @@ class Backend:
                 loader.load(folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
             )
             options.append(engine_options(settings, device.free_bytes()))
-            return build_engine(loaded[0].model, options[0], publish)
+            return oversight.attach(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
 
         thread = EngineThread(build)
         thread.start().result()
-        admission = Admission(max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue)
+        admission = Admission(
+            max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
+        )
         service = GenerationService(
             engine=thread,
             tokenizer=loaded[0].tokenizer,
@@ -108,6 +116,7 @@ class Backend:
             engine=thread,
             service=service,
             admission=admission,
+            oversight=oversight,
             blas=blas_report,
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
@@ -119,6 +128,8 @@ class Backend:
         context.model, context.service = self.model, self.service
         context.read_status = lambda: self.engine.status
         context.read_memory = self.read_memory
+        context.health_checks = self.oversight.health_checks
+        self.oversight.start(self.engine)
 
     def describe(self) -> str:
         model = self.model
@@ -127,6 +138,7 @@ class Backend:
         return f"{model.id} ({', '.join(str(f) for f in facts if f)}) {computed}"
 
     def start_drain(self) -> None:
+        self.oversight.stop()
         self.admission.start_drain()
 
     def read_memory(self) -> Mapping[str, Any]:
@@ -142,6 +154,7 @@ class Backend:
             "cache_gb": round(report.cached_bytes / gib, 3),
             "kv_budget_gb": round(self.memory_bytes / gib, 3),
             "weights_gb": round((self.model.weights_bytes or 0) / gib, 3),
+            **self.oversight.memory.report(),
         }
 
     def close(self, timeout_s: float) -> bool:

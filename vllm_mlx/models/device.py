@@ -38,6 +38,16 @@ def free_bytes() -> int:
     return max(0, available - mx.get_active_memory()) if has_gpu else available
 
 
+def capacity_bytes() -> int:
+    """Bytes the accelerator can hold (on a CPU: what the system has left)."""
+    return available_memory_bytes(mx.device_info(), has_gpu=_backend() != "cpu")
+
+
+def release_cached() -> None:
+    """Give MLX's cache of freed buffers back. MLX thread."""
+    mx.clear_cache()
+
+
 def _backend() -> str:
     if mx.default_device().type != mx.gpu:
         return "cpu"
