@@ -213,6 +213,102 @@ def _gemma3(out: Path, model_type: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _mistral3(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", pad="<pad>", eos="</s>",
+        chat_template="<s>" + _chat("[INST]", "[/INST]", "[IMG]", ""), extra={"bos_token": "<s>"},
+    )  # fmt: skip
+    name = "PixtralProcessor" if model_type == "pixtral" else "Mistral3Processor"
+    merge = 1 if model_type == "pixtral" else 2
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="PixtralImageProcessor", processor_class=name, do_resize=True, resample=3,
+            size=dict(longest_edge=112), patch_size=dict(height=14, width=14),
+        ),
+    )  # fmt: skip
+    write_json(
+        out / "processor_config.json",
+        dict(
+            processor_class=name, patch_size=14, spatial_merge_size=merge, image_token="[IMG]",
+            image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]",
+        ),
+    )  # fmt: skip
+    text = dict(_TEXT, model_type="mistral", head_dim=16, rope_theta=1e4)
+    if model_type == "mistral3":
+        # The language model of Ministral 3: attention scaled by position.
+        text |= dict(
+            model_type="ministral3", sliding_window=None,
+            rope_parameters=dict(
+                rope_type="default", type="default", rope_theta=1e4, llama_4_scaling_beta=0.1,
+                original_max_position_embeddings=16,
+            ),
+        )  # fmt: skip
+    return dict(
+        model_type=model_type, image_token_index=ids["[IMG]"], vision_feature_layer=-1, spatial_merge_size=merge,
+        vision_feature_select_strategy="full", eos_token_id=[ids["</s>"]], vocab_size=VOCAB, text_config=text,
+        vision_config=dict(
+            _TOWER, model_type="pixtral", num_hidden_layers=2, head_dim=16, patch_size=14, image_size=112,
+            rope_theta=1e4,
+        ),
+    )  # fmt: skip
+
+
+def _internvl(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    ids = make_tokenizer(
+        out, specials=specials, chat_template=_chat("<|im_start|>{{ m.role }}\n", "<|im_end|>\n", "<image>\n", "A:")
+    )
+    write_json(out / "preprocessor_config.json", dict(_HALF, processor_class="InternVLChatProcessor"))
+    if model_type == "internvl":
+        write_json(out / "processor_config.json", dict(processor_class="InternVLProcessor", image_seq_length=4))
+    text = dict(_TEXT, model_type="qwen3" if model_type == "internvl" else "qwen2", rope_theta=1e4)
+    text |= dict(head_dim=16, tie_word_embeddings=True, attention_bias=model_type != "internvl")
+    return dict(
+        model_type=model_type, image_token_index=ids["<IMG_CONTEXT>"], image_token_id=ids["<IMG_CONTEXT>"],
+        eos_token_id=[ids["<|im_end|>"]], downsample_ratio=0.5, force_image_size=56, max_dynamic_patch=4,
+        min_dynamic_patch=1, use_thumbnail=True, vision_feature_layer=-1, vocab_size=VOCAB,
+        **{"text_config" if model_type == "internvl" else "llm_config": text},
+        vision_config=dict(
+            _TOWER, model_type="intern_vit_6b" if model_type != "internvl" else "internvl_vision",
+            num_hidden_layers=2, patch_size=14, image_size=56,
+        ),
+    )  # fmt: skip
+
+
+def _gemma4(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio|>"]
+    names = {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>", "audio_token": "<|audio|>"}
+    chat = "{{ bos_token }}" + _chat("<|turn>{{ m.role }}\n", "<turn|>\n", "<|image|>", "<|turn>model\n")
+    ids = make_tokenizer(
+        out, specials=[*specials, "<|video|>"], tokenizer_class="PreTrainedTokenizerFast", chat_template=chat,
+        pad="<pad>", eos="<turn|>", extra={"bos_token": "<bos>", **names, "extra_special_tokens": names},
+    )  # fmt: skip
+    processor = dict(patch_size=8, max_soft_tokens=8, pooling_kernel_size=2)
+    write_json(out / "preprocessor_config.json", processor)
+    write_json(
+        out / "processor_config.json",
+        dict(processor_class="Gemma4Processor", image_seq_length=8, image_processor=dict(processor)),
+    )
+    return dict(
+        model_type="gemma4", image_token_id=ids["<|image|>"], audio_token_id=ids["<|audio|>"],
+        boi_token_id=ids["<|image>"], eoi_token_id=ids["<image|>"], pad_token_id=ids["<pad>"],
+        eos_token_id=[ids["<turn|>"]], vocab_size=VOCAB, audio_config=None, hidden_size=64,
+        text_config=dict(
+            _TEXT, model_type="gemma4_text", num_hidden_layers=6, head_dim=16, global_head_dim=16,
+            vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=16, num_kv_shared_layers=2,
+            sliding_window=24, sliding_window_pattern=2, use_bidirectional_attention="vision",
+            layer_types=["sliding_attention", "full_attention"] * 3, use_double_wide_mlp=False,
+        ),
+        vision_config=dict(
+            _TOWER, model_type="gemma4_vision", num_hidden_layers=2, num_key_value_heads=4, head_dim=16,
+            global_head_dim=16, patch_size=8, pooling_kernel_size=2, default_output_length=8,
+            position_embedding_size=64,
+        ),
+    )  # fmt: skip
+
+
 VLM = {
     "qwen3_vl": _qwen3,
     "qwen3_vl_moe": _qwen3,
@@ -223,6 +319,11 @@ VLM = {
     "smolvlm": _idefics,
     "idefics3": _idefics,
     "llava": _llava,
+    "mistral3": _mistral3,
+    "pixtral": _mistral3,
+    "internvl_chat": _internvl,
+    "internvl": _internvl,
+    "gemma4": _gemma4,
 }
 
 
@@ -237,6 +338,7 @@ def build_vlm(name: str, out: Path) -> None:
     config = VLM[model_type](out, model_type)
     write_json(out / "config.json", config)
     full = json.loads(json.dumps(config))
+    full.setdefault("text_config", full.pop("llm_config", {}))
     for part in ("text_config", "vision_config", "audio_config"):
         full.setdefault(part, {})
     module, _ = get_model_and_args(config=full)

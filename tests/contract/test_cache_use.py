@@ -122,6 +122,8 @@ def decode_together(model: Any, prompts: Sequence[Prompt], num_tokens: int) -> t
         state = model.prompt_state(prompt)
         features = {i: model.encode(span) for i, span in enumerate(prompt.media)}
         split = len(prompt) // 2
+        if model.atomic_spans:
+            split = max([split, *(s.end for s in prompt.media if s.start < split)])
         for start, end in ((0, split), (split, len(prompt) - 1)):
             met = {i: features[i] for i, s in enumerate(prompt.media) if s.start < end and start < s.end}
             mx.eval(model.prefill(mx.array([prompt.token_ids[start:end]]), start, cache, state, met))

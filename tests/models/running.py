@@ -45,11 +45,13 @@ def prefill(
     features: dict[int, Any],
     chunks: Sequence[int],
 ) -> int:
-    """Prompt tokens [start, end) in chunks of the given sizes, over and over; returns `end`."""
+    """Prompt tokens [start, end) in chunks of about the given sizes, over and over; returns `end`."""
     sizes = itertools.cycle(chunks)
     at = start
     while at < end:
         n = min(next(sizes), end - at)
+        if model.atomic_spans:
+            n = max([n, *(s.end - at for s in prompt.media if at <= s.start < at + n)])
         met = {i: features[i] for i, s in enumerate(prompt.media) if s.start < at + n and at < s.end}
         model.prefill(mx.array([prompt.token_ids[at : at + n]]), at, cache, state, met)
         mx.eval([c.state for c in cache])

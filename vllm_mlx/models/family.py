@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InvalidRequest
+from ..errors import EngineError, InvalidRequest
 from .base import Features, Prompt
 from .span import MediaSpan, VideoFrames
 
@@ -44,10 +44,13 @@ class Prepared:
 class Family:
     """A model whose images are runs of one placeholder token, with plain positions."""
 
-    atomic_spans = False
-
     # False for families nobody compared row by row with mlx-vlm; they are served one request at a time.
     runs_batched = True
+
+    @property
+    def atomic_spans(self) -> bool:
+        """Whether a span's tokens see each other in both directions, and so must be prefilled in one chunk."""
+        return False
 
     def __init__(self, profile: ModelProfile, config: Mapping[str, Any], processor: Any, tokenizer: Any) -> None:
         self.profile = profile
@@ -96,7 +99,13 @@ class Family:
         out = model.get_input_embeddings(
             tokens, None if pixels is None else mx.array(pixels), mask=mx.ones_like(tokens), **rest
         )
-        return Features(out.inputs_embeds[0])
+        embeddings = out.inputs_embeds[0]
+        if embeddings.shape[0] != span.length:
+            raise EngineError(
+                f"The encoder of {self.profile.name} made {embeddings.shape[0]} features, "
+                f"but the {span.kind} has {span.length} tokens in the prompt."
+            )
+        return Features(embeddings)
 
     def embed(self, model: Any, tokens: mx.array) -> tuple[mx.array, dict[str, Any]]:
         """Embeddings [1, L, hidden] of text tokens, and what else the language model wants beside them."""
@@ -104,7 +113,7 @@ class Family:
         extra = {k: v for k, v in out.to_dict().items() if v is not None and k not in _NOT_PASSED_ON}
         return out.inputs_embeds, extra
 
-    def positions(self, prompt: Prompt) -> Any | None:
+    def positions(self, model: Any, prompt: Prompt) -> Any | None:
         """Position state of a prompt with media, on the host; None when a position is just a count."""
         return None
 
@@ -113,6 +122,18 @@ class Family:
     ) -> dict[str, Any]:
         """Keyword arguments of the language model for a chunk, beside embeddings and cache."""
         return {}
+
+    def decode(
+        self,
+        model: Any,
+        tokens: mx.array,
+        counts: Sequence[int],
+        cache: list[Any],
+        positions: Sequence[Any | None],
+    ) -> mx.array:
+        """Logits [R, 1, V] after one token of each row."""
+        logits: mx.array = model.language_model(tokens, cache=cache, **self.decode_inputs(counts, positions)).logits
+        return logits
 
     def decode_inputs(self, counts: Sequence[int], positions: Sequence[Any | None]) -> dict[str, Any]:
         """Keyword arguments of the language model for one token of each row, `counts` tokens from its row's start."""

@@ -90,8 +90,25 @@ def _runs(token_ids: Sequence[int], span: MediaSpan, media_token_ids: frozenset[
     return runs
 
 
-class MRopeFamily(Family):
-    """Vision tower over patches with a grid, features merged by position, explicit position ids at every call."""
+class ThreeAxisFamily(Family):
+    """Explicit position ids at every call, so that the model keeps none."""
+
+    def prefill_inputs(
+        self, start: int, length: int, positions: Any | None, overlaps: Sequence[Overlap], dtype: mx.Dtype
+    ) -> dict[str, Any]:
+        if positions is None:
+            axes = np.broadcast_to(np.arange(start, start + length, dtype=np.int32), (3, length))
+        else:
+            axes = positions.slice(start, length)
+        return {"position_ids": mx.array(axes)[:, None, :]}
+
+    def decode_inputs(self, counts: Sequence[int], positions: Sequence[Any | None]) -> dict[str, Any]:
+        row = [n + (p.delta if p is not None else 0) for n, p in zip(counts, positions, strict=True)]
+        return {"position_ids": mx.broadcast_to(mx.array(row, dtype=mx.int32)[None, :, None], (3, len(row), 1))}
+
+
+class MRopeFamily(ThreeAxisFamily):
+    """Vision tower over patches with a grid, features merged by position."""
 
     # Features of some layers of the tower are added after the first layers of the language model.
     has_deepstack = False
@@ -125,18 +142,14 @@ class MRopeFamily(Family):
     def embed(self, model: Any, tokens: mx.array) -> tuple[mx.array, dict[str, Any]]:
         return model.language_model.model.embed_tokens(tokens), {}
 
-    def positions(self, prompt: Prompt) -> MRopeState:
+    def positions(self, model: Any, prompt: Prompt) -> MRopeState:
         media_ids = frozenset().union(*(self.media_token_ids(kind) for kind in self.placeholders))
         return mrope_state(prompt.token_ids, prompt.media, media_ids, self.merge_size)
 
     def prefill_inputs(
         self, start: int, length: int, positions: Any | None, overlaps: Sequence[Overlap], dtype: mx.Dtype
     ) -> dict[str, Any]:
-        if positions is None:
-            axes = np.broadcast_to(np.arange(start, start + length, dtype=np.int32), (3, length))
-        else:
-            axes = positions.slice(start, length)
-        inputs: dict[str, Any] = {"position_ids": mx.array(axes)[:, None, :]}
+        inputs = super().prefill_inputs(start, length, positions, overlaps, dtype)
         if self.has_deepstack and overlaps and overlaps[0].features.deepstack:
             mask = np.zeros((1, length), dtype=bool)
             for o in overlaps:
@@ -148,7 +161,3 @@ class MRopeFamily(Family):
                 for i in range(depth)
             ]
         return inputs
-
-    def decode_inputs(self, counts: Sequence[int], positions: Sequence[Any | None]) -> dict[str, Any]:
-        row = [n + (p.delta if p is not None else 0) for n, p in zip(counts, positions, strict=True)]
-        return {"position_ids": mx.broadcast_to(mx.array(row, dtype=mx.int32)[None, :, None], (3, len(row), 1))}

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_vlm.utils
+import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
@@ -50,7 +51,7 @@ class MultimodalModel:
         if not prompt.media:
             return None
         ranges = tuple((span.start, span.end) for span in prompt.media)
-        return PromptState(ranges, self._family.positions(prompt))
+        return PromptState(ranges, self._family.positions(self._model, prompt))
 
     def prefill(
         self, tokens: mx.array, start: int, cache: list[Any], state: Any | None, features: Mapping[int, Features]
@@ -60,6 +61,8 @@ class MultimodalModel:
         met = state.overlaps(features, start, length) if state is not None else []
         if met:
             embeddings = _overlay(embeddings, met)
+            if self.atomic_spans and length > 1:
+                cache = [SeesWholeSpans(entry, met) for entry in cache]
         positions = state.positions if state is not None else None
         inputs = self._family.prefill_inputs(start, length, positions, met, embeddings.dtype)
         out = self._model.language_model(tokens, inputs_embeds=embeddings, cache=cache, **extra, **inputs)
@@ -69,13 +72,36 @@ class MultimodalModel:
     def decode(
         self, tokens: mx.array, positions: Sequence[int], cache: list[Any], states: Sequence[Any | None]
     ) -> mx.array:
-        inputs = self._family.decode_inputs(positions, [s.positions if s is not None else None for s in states])
-        out = self._model.language_model(tokens, cache=cache, **inputs)
-        logits: mx.array = out.logits
-        return logits[:, -1, :]
+        axes = [s.positions if s is not None else None for s in states]
+        return self._family.decode(self._model, tokens, positions, cache, axes)[:, -1, :]
 
     def close(self) -> None:
         self._model = None
+
+
+class SeesWholeSpans:
+    """A cache for one prefill call whose mask also lets the tokens of a span see those after them in the span."""
+
+    def __init__(self, cache: Any, met: Sequence[Overlap]) -> None:
+        object.__setattr__(self, "_cache", cache)
+        object.__setattr__(self, "_met", met)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._cache, name, value)
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        mask = self._cache.make_mask(N, return_array=True, window_size=window_size)
+        if isinstance(mask, str):
+            mask = mx.tri(N, dtype=mx.bool_)
+        seen = np.zeros((N, mask.shape[-1]), dtype=bool)
+        # The chunk's own keys are the last N.
+        first = mask.shape[-1] - N
+        for o in self._met:
+            seen[o.at : o.at + o.n, first + o.at : first + o.at + o.n] = True
+        return mask | mx.array(seen)
 
 
 def _overlay(embeddings: mx.array, met: Sequence[Overlap]) -> mx.array:
@@ -94,7 +120,12 @@ def _overlay(embeddings: mx.array, met: Sequence[Overlap]) -> mx.array:
 
 def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote_code: bool) -> LoadedModel:
     """Load a checkpoint with its encoders through mlx-vlm."""
-    family_class = find_family(profile.model_type)
+    config = read_json(profile.path / "config.json")
+    if config.get("model_file") and not trust_remote_code:
+        # mlx-vlm would run the file unasked.
+        raise ModelLoadError(
+            f"{profile.name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
+        )
     with loading(profile):
         model = mlx_vlm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         apply_precision(model, precision)
@@ -106,12 +137,13 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
     if profile.chat_template and not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = profile.chat_template
     profile = with_precision(profile, model, precision.note)
+    family_class = find_family(profile.model_type)
     if family_class is None:
-        raise ModelLoadError(
-            f"{profile.name} has the multimodal architecture {profile.model_type!r}, which is not supported yet; "
-            "serve it as a text model with --no-mllm."
-        )
-    family = family_class(profile, read_json(profile.path / "config.json"), processor, tokenizer)
+        from .generic import find_generic_family
+
+        family_class = find_generic_family(model, profile.name, profile.model_type)
+    family = family_class(profile, config, processor, tokenizer)
+    profile = replace(profile, modalities=frozenset({"text", *family.placeholders}))
     adapter = MultimodalModel(model, family, profile)
     return LoadedModel(
         model=adapter,

@@ -1,0 +1,83 @@
+"""Multimodal models without a family file: asked through their own processor, one row at a time, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.running import greedy
+from tests.models.test_multimodal import NUM_TOKENS, mlx_vlm_greedy, mlx_vlm_inputs, rendered
+from tests.tiny_vlms import picture
+from vllm_mlx.errors import ModelLoadError
+from vllm_mlx.models import loader, multimodal
+from vllm_mlx.models.generic import GenericFamily, GenericMRopeFamily, find_generic_family
+from vllm_mlx.models.profile import read_json
+
+
+def load_without_family(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(multimodal, "find_family", lambda model_type: None)
+    return loader.load(folder)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "mistral3", "internvl"])
+def test_any_processor_will_do(name: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model(name)
+    loaded = load_without_family(folder, monkeypatch)
+    check_against_mlx_vlm(folder, loaded)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_5_mm"])
+def test_positions_are_asked_of_the_model(
+    name: str, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model(name)
+    loaded = load_without_family(folder, monkeypatch)
+    check_against_mlx_vlm(folder, loaded)
+
+
+def check_against_mlx_vlm(folder: Path, loaded: Any) -> None:
+    assert not loaded.profile.runs_batched
+    assert any("one request at a time" in note for note in loaded.profile.notes)
+    images = [picture(1, (128, 64)), picture(2, (64, 130))]
+    text = rendered(loaded, 2)
+    token_ids, spans = loaded.media.expand(text, images)
+    inputs = mlx_vlm_inputs(folder, text, images)
+    assert list(token_ids) == inputs["input_ids"][0].tolist()
+    expected = mlx_vlm_greedy(folder, inputs, NUM_TOKENS)
+    assert greedy(loaded.model, token_ids, NUM_TOKENS, media=spans) == expected
+
+
+def test_models_that_are_no_decoder_over_embeddings_are_refused() -> None:
+    with pytest.raises(ModelLoadError, match="--no-mllm"):
+        find_generic_family(object(), "a depth estimator", "depth_anything")
+
+
+def test_the_family_is_chosen_by_what_the_model_can_say() -> None:
+    class Plain:
+        def get_input_embeddings(self) -> None: ...
+
+        class language_model: ...
+
+    class Grid(Plain):
+        class language_model:
+            def get_rope_index(self) -> None: ...
+
+    assert find_generic_family(Plain(), "x", "x") is GenericFamily
+    assert find_generic_family(Grid(), "x", "x") is GenericMRopeFamily
+
+
+def test_code_in_a_multimodal_checkpoint_is_not_run_unasked(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_model("qwen3_vl"), tmp_path / "model"))
+    marker = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}))
+    with pytest.raises(ModelLoadError, match="trust-remote-code"):
+        loader.load(folder)
+    assert not marker.exists()
