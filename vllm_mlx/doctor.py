@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def install_kind() -> str:
     if origin.get("dir_info", {}).get("editable"):
         source = Path(unquote(urlparse(url).path))
         return f"editable checkout {source}{_git_state(source)}"
-    kind = "uv tool" if "/uv/tools/" in Path(sys.prefix).as_posix() + "/" else "installed package"
+    kind = "uv tool" if (Path(sys.prefix) / "uv-receipt.toml").exists() else "installed package"
+    url = re.sub(r"//[^/@]*@", "//", url)  # a token in the address is nobody else's business
     if "vcs_info" in origin:
         commit = origin["vcs_info"].get("commit_id", "unknown commit")[:12]
         return f"{kind}, from {url} at {commit}"
@@ -87,7 +89,8 @@ def _git_state(folder: Path) -> str:
         return ", no git checkout"
     branch = git("rev-parse", "--abbrev-ref", "HEAD")
     changed = len(git("status", "--porcelain").splitlines())
-    return f", branch {branch} at {commit}, {f'{changed} files differ' if changed else 'no local changes'}"
+    state = "1 file differs" if changed == 1 else f"{changed} files differ" if changed else "no local changes"
+    return f", branch {branch} at {commit}, {state}"
 
 
 def _starts_this(command: Path) -> bool:

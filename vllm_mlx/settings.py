@@ -294,8 +294,8 @@ class CpuSettings:
     blas_threads: int | None = option(
         None, "Threads of that library; otherwise one fewer than there are cores.", "--blas-threads", minimum=1)
     few_row_kernels: bool = option(
-        True, "Compute products of up to 64 rows, as in decoding, by our own kernels instead (needs a C compiler at the "
-        "first start).", "--few-row-kernels", off_flag="--no-few-row-kernels")
+        True, "Compute products of up to 64 rows, as in decoding, by our own kernels instead (needs a C compiler once, "
+        "at the first start).", "--few-row-kernels", off_flag="--no-few-row-kernels")
 
 
 LOOPBACK_NAMES = ("localhost", "localhost.localdomain")
