@@ -15,12 +15,16 @@ from vllm_mlx import __version__, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.service import GenerationService
+from vllm_mlx.generation.sources import MediaSources
 from vllm_mlx.parsers import discover
-from vllm_mlx.settings import Settings
+from vllm_mlx.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
     from vllm_mlx.engine.assembly import EngineOptions
+    from vllm_mlx.engine.engine import Engine
+    from vllm_mlx.engine.prefix_cache import PrefixCache
     from vllm_mlx.engine.thread import EngineThread
     from vllm_mlx.models.loader import LoadedModel
     from vllm_mlx.models.profile import ModelProfile
@@ -48,6 +52,7 @@ class Backend:
     blas: blas.BlasReport
     device: str
     memory_bytes: int
+    prefix_cache: PrefixCache | None
 
     @classmethod
     def load(cls, settings: Settings) -> Backend:
@@ -60,7 +65,7 @@ class Backend:
         )
         # After the BLAS: these import MLX.
         from vllm_mlx.engine.assembly import build_engine
-        from vllm_mlx.engine.engine import Engine, Publish
+        from vllm_mlx.engine.engine import Publish
         from vllm_mlx.engine.thread import EngineThread
         from vllm_mlx.guards.memory import check_weights
         from vllm_mlx.models import device, loader
@@ -84,13 +89,15 @@ class Backend:
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []
         options: list[EngineOptions] = []
+        engines: list[Engine] = []
 
         def build(publish: Publish) -> Engine:
             loaded.append(
                 loader.load(folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
             )
             options.append(engine_options(settings, device.free_bytes()))
-            return oversight.attach(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
+            engines.append(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
+            return oversight.attach(engines[0])
 
         thread = EngineThread(build)
         thread.start().result()
@@ -106,7 +113,7 @@ class Backend:
             limits=settings.limits,
             guards=settings.guards,
             parsing=settings.parsing,
-            media=None,
+            media=media_loader(settings) if loaded[0].media is not None else None,
             expander=loaded[0].media,
         )
         return cls(
@@ -120,6 +127,7 @@ class Backend:
             blas=blas_report,
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
+            prefix_cache=engines[0].scheduler.cache,
         )
 
     def install(self, context: ServerContext) -> None:
@@ -129,6 +137,7 @@ class Backend:
         context.read_status = lambda: self.engine.status
         context.read_memory = self.read_memory
         context.health_checks = self.oversight.health_checks
+        context.clear_cache = self.clear_cache if self.prefix_cache is not None else None
         self.oversight.start(self.engine)
 
     def describe(self) -> str:
@@ -157,11 +166,27 @@ class Backend:
             **self.oversight.memory.report(),
         }
 
+    async def clear_cache(self) -> int:
+        """Drop every prefix nobody uses; returns the bytes that became free."""
+        cache = self.prefix_cache
+        assert cache is not None
+        return await self.engine.call(cache.clear)
+
     def close(self, timeout_s: float) -> bool:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
         is_stopped = self.engine.stop(timeout_s)
         self.service.close()
         return is_stopped
+
+
+def media_loader(settings: Settings) -> MediaLoader:
+    """Where images and videos may come from, by the operator's word."""
+    sources = MediaSources(
+        allows_remote=settings.media.remote_media,
+        roots=settings.media.media_root,
+        is_loopback=is_loopback(settings.server.host),
+    )
+    return MediaLoader(sources)
 
 
 def engine_options(settings: Settings, free_bytes: int) -> EngineOptions:

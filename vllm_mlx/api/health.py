@@ -48,7 +48,7 @@ async def health(context: Context) -> Response:
         "model_loaded": model is not None,
         "model_name": model.id if model else None,
         "model_type": None if model is None else "mllm" if model.is_multimodal else "llm",
-        "engine_type": "batched",
+        "engine_type": "simple" if context.settings.batch.runtime_mode == "simple" else "batched",
         "version": __version__,
         "uptime_s": round(time.monotonic() - context.started, 3),
         "mcp": None,

@@ -110,14 +110,20 @@ def legacy_logprobs(entries: Sequence[LogprobEntry], *, text_offset: int) -> dic
     return {
         "tokens": [entry.token for entry in entries],
         "token_logprobs": [None if isnan(entry.logprob) else entry.logprob for entry in entries],
-        "top_logprobs": [
-            None
-            if isnan(entry.logprob)
-            else {**{token: logprob for token, _, logprob, _ in reversed(entry.top)}, entry.token: entry.logprob}
-            for entry in entries
-        ],
+        "top_logprobs": [_by_text(entry) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _by_text(entry: LogprobEntry) -> dict[str, float] | None:
+    """Text → logprob, the likeliest first; of two tokens with one text, the likelier."""
+    if isnan(entry.logprob):
+        return None
+    found: dict[str, float] = {}
+    for token, _, logprob, _ in entry.top:
+        found.setdefault(token, logprob)
+    found.setdefault(entry.token, entry.logprob)
+    return found
 
 
 def unscored(token: str, token_id: int) -> LogprobEntry:
