@@ -14,13 +14,13 @@ TESTS ?= tests
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install serve test check lint types unit format docs constraints clean
+.PHONY: help install serve test check lint types unit sim format docs constraints clean
 
 help:
 	@echo "make serve    serve the built-in model (MODEL=... another, ARGS=... more flags)"
 	@echo "make test     everything that CI runs: lint, types, tests"
 	@echo "make install  set up $(VENV) and nothing else"
-	@echo "make lint | types | unit | format | docs | clean"
+	@echo "make lint | types | unit | sim | format | docs | constraints | clean"
 
 install: $(STAMP)
 
@@ -50,6 +50,11 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest $(TESTS)
+
+# Ten thousand seeds of the scheduler on a fake model; `make sim SEEDS=17` runs one with a full traceback.
+SEEDS ?=
+sim: $(STAMP)
+	$(BIN)/python -m tests.simulation $(SEEDS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix vllm_mlx tests tools
