@@ -113,9 +113,11 @@ class Said:
             match event:
                 case TextDelta(text):
                     assert text
+                    assert len(said.names) == len(said.completeness), "no text inside a call"
                     said.text += text
                 case ReasoningDelta(text):
                     assert text
+                    assert len(said.names) == len(said.completeness), "no reasoning inside a call"
                     said.reasoning += text
                 case ToolCallStarted(index, name, id):
                     assert index == len(said.names) == len(said.completeness), "one call at a time, numbered in order"
@@ -138,7 +140,9 @@ class Said:
     @property
     def calls(self) -> list[dict[str, Any]]:
         calls = []
-        for name, id, arguments, is_complete in zip(self.names, self.ids, self.arguments, self.completeness, strict=True):
+        for name, id, arguments, is_complete in zip(
+            self.names, self.ids, self.arguments, self.completeness, strict=True
+        ):
             call: dict[str, Any] = {"name": name, "arguments": json.loads(arguments)}
             if id is not None:
                 call["id"] = id

@@ -23,6 +23,7 @@ _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _ANY = Markers((_START, _CHANNEL, _MESSAGE, _CONSTRAIN, *_ENDS))
 _BODY_ENDS = Markers((*_ENDS, _START, _CHANNEL))
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_WORDS = frozenset({"assistant", "analysis", "commentary", "final", "json", "code"})
 _MAX_HEADER = 500
 
 
@@ -44,7 +45,7 @@ class HarmonyParser(ToolParser):
             if found is None:
                 return
             if found in (*_ENDS, _CONSTRAIN):
-                continue
+                continue  # a stray one says nothing
             self._mark(self._marker_at)
             try:
                 yield from self._read_message(found)
@@ -65,8 +66,10 @@ class HarmonyParser(ToolParser):
             if marker in _ENDS:
                 raise Broken("a message without a body")
         self._mark(self._pos)
-        words = header.replace(_CONSTRAIN, " ").split()
         recipient = _RECIPIENT.search(header)
+        words = _RECIPIENT.sub(" ", header).replace(_CONSTRAIN, " ").split()
+        if unknown := set(words) - _WORDS:
+            self.note(f"ignored {sorted(unknown)} in a message's header")
         if recipient is not None and recipient[1] != "all":
             yield from self._read_call(recipient[1])
         else:

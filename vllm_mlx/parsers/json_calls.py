@@ -32,7 +32,7 @@ def read_json_calls(p: ToolParser, *, is_bare: bool = False, has_ids: bool = Tru
     """One call object, or an array of them.
 
     `is_bare`: no marker said that this is a call, so its keys and the name must say it, or it is Broken without a word.
-    `has_ids`: ids in the objects are worth passing on.
+    `has_ids`: ids in the objects are worth passing on, even when they are mere numbers.
     """
     yield from p.skip_space()
     if (yield from p.accept("[")) is None:
@@ -112,7 +112,7 @@ def _read_members(p: ToolParser, fields: _Fields, is_bare: bool, levels_left: in
             yield from _read_arguments(p, fields, first)
         elif key in ID_KEYS and first in ('"', "'") and not fields.is_begun:
             id = yield from read_whole_string(p)
-            fields.id = id if fields.has_ids else None
+            fields.id = id if fields.has_ids or not id.isdigit() else None
         elif is_bare and key != "type" and not fields.is_begun:
             raise Broken("")
         else:
@@ -146,5 +146,6 @@ def _read_arguments(p: ToolParser, fields: _Fields, first: str) -> Steps[None]:
 def _skip_member(p: ToolParser, key: str) -> Steps[None]:
     parts: list[str] = []
     yield from read_value(p, JsonWriter(parts.append))
-    if key != "type":
-        p.note(f"ignored {key!r} in a tool call: {''.join(parts)}")
+    value = "".join(parts)
+    if (key, value) != ("type", '"function"'):
+        p.note(f"ignored {key!r} in a tool call: {value}")

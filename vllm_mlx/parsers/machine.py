@@ -241,8 +241,8 @@ class Machine:
                 text = text.rstrip()
             if self._ended:
                 text = self._buffer[self._pos :]
-            self._say(text, say)
             self._pos += len(text)
+            self._say(text, say)
             if not (yield from self.more()):
                 return None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vllm_mlx.parsers import discover
 from vllm_mlx.parsers.events import ParserEvent, TextDelta
 from vllm_mlx.parsers.harmony import HarmonyParser
-from vllm_mlx.parsers.machine import coalesce
+from vllm_mlx.parsers.machine import Machine
 from vllm_mlx.parsers.reasoning import harmony as harmony_reasoning
 from vllm_mlx.parsers.reasoning_parser import ReasoningFormat, ReasoningMarkers, ReasoningParser
 from vllm_mlx.parsers.schema import ToolSpec
@@ -35,17 +35,17 @@ class OutputParser:
         self._reasoning = reasoning
         self._tools = harmony or tools
         self._harmony = harmony
+        self._machine: Machine | None = reasoning or self._tools  # the reasoning parser hands content on to the tools'
         self._reasoning_format = reasoning_format or (reasoning.format if reasoning is not None else None)
         self._has_tools = tools is not None or (harmony is not None and bool(harmony.tools))
 
     def feed(self, text: str) -> list[ParserEvent]:
-        if self._reasoning is None:
-            return self._content(text)
-        return self._route(self._reasoning.feed(text))
+        if self._machine is not None:
+            return self._machine.feed(text)
+        return [TextDelta(text)] if text else []
 
     def finish(self) -> list[ParserEvent]:
-        events = self._route(self._reasoning.finish()) if self._reasoning is not None else []
-        return coalesce([*events, *(self._tools.finish() if self._tools is not None else ())])
+        return self._machine.finish() if self._machine is not None else []
 
     def keeps(self, token_text: str) -> bool:
         """Whether a special token is part of a marker, and must be in the text that is fed; others must not."""
@@ -89,17 +89,6 @@ class OutputParser:
         tools = (*self._tools.format.openers, *self._tools.format.markers) if self._tools is not None else ()
         return (*reasoning, *tools)
 
-    def _route(self, events: list[ParserEvent]) -> list[ParserEvent]:
-        routed: list[ParserEvent] = []
-        for event in events:
-            routed.extend(self._content(event.text) if isinstance(event, TextDelta) else (event,))
-        return coalesce(routed)
-
-    def _content(self, text: str) -> list[ParserEvent]:
-        if self._tools is not None:
-            return self._tools.feed(text)
-        return [TextDelta(text)] if text else []
-
 
 def build(
     *,
@@ -121,8 +110,8 @@ def build(
     tool_parser = ToolParser(tool, tools) if tool is not None and tools else None
     reasoning_parser = None
     if reasoning is not None:
-        ends = tool.openers if tool is not None and tools and tool.ends_reasoning else ()
-        reasoning_parser = ReasoningParser(reasoning, starts_open=starts_open, implicit_ends=ends)
+        ends = tool.ends_reasoning if tool is not None and tools else ()
+        reasoning_parser = ReasoningParser(reasoning, starts_open=starts_open, implicit_ends=ends, content=tool_parser)
     return OutputParser(reasoning=reasoning_parser, tools=tool_parser)
 
 

@@ -17,6 +17,9 @@ from vllm_mlx.parsers.values import read_value
 
 _MAX_HEAD = 1000
 _ATTRIBUTE = re.compile(r"([\w:.-]+)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s\"'>]+)")
+_EXPECTED = re.compile(
+    r"(?:string=(?:true|false)|type=(?:string|number|integer|boolean|object|array|null)|index=\d+)\Z"
+)
 _NAME = re.compile(r"[\w.:/-]+\Z")
 _SPACE = re.compile(r"\s")
 _MAY_BE_JSON = frozenset('{["-+.0123456789tfnTFN')
@@ -28,7 +31,8 @@ class TagStyle:
 
     `function` and `parameter` are the tags without their attributes and `>`. `value_ends`: what ends a value although
     its end tag was forgotten (read again afterwards). `has_lines`: a value stands on lines of its own. `outer_ends`:
-    what ends a function although its end tag was forgotten.
+    what ends a function although its end tag was forgotten. All arguments may also be one JSON object, between the
+    `json_block` tags if the style has them.
     """
 
     function: str
@@ -37,6 +41,11 @@ class TagStyle:
     parameter_end: str
     value_ends: tuple[str, ...] = ()
     outer_ends: tuple[str, ...] = ()
+    head_end: str = ">"
+    function_attribute: str = "name"
+    parameter_attribute: str = "name"
+    json_block: str = ""
+    json_block_end: str = ""
     has_lines: bool = False
     has_cdata: bool = False
 
@@ -77,10 +86,12 @@ def read_function_blocks(p: ToolParser, style: TagStyle) -> Steps[None]:
 
 def read_function_block(p: ToolParser, style: TagStyle) -> Steps[None]:
     """The rest of a function block, behind its tag's name."""
-    name, _ = yield from _read_head(p)
+    name, _ = yield from _read_head(p, style.function_attribute, style.head_end)
     writer = p.begin_call(name)
     tool = p.tools.get(p.known_name(name))
     yield from p.skip_space()
+    if style.json_block:
+        yield from p.accept(style.json_block)
     if (yield from p.peek()) == "{":
         yield from read_value(p, writer)
         yield from _end_block(p, style)
@@ -96,38 +107,44 @@ def read_function_block(p: ToolParser, style: TagStyle) -> Steps[None]:
             break
         yield from _read_parameter(p, writer, style, tool)
     writer.end()
-    p.end_call()
     if found != style.function_end:
         p.unread(found)
+    p.end_call()
 
 
 def _end_block(p: ToolParser, style: TagStyle) -> Steps[None]:
     p.end_call()
+    if style.json_block_end:
+        yield from p.skip_space()
+        yield from p.accept(style.json_block_end)
     yield from p.read_close(style.function_end, *style.outer_ends, unread=style.outer_ends)
 
 
-def _read_head(p: ToolParser) -> Steps[tuple[str, dict[str, str]]]:
+def _read_head(p: ToolParser, attribute: str, end: str) -> Steps[tuple[str, dict[str, str]]]:
     """What a tag says about itself, up to its `>`: `=NAME`, or `name="NAME"` among attributes."""
-    head, _ = yield from p.collect_until(">", limit=_MAX_HEAD)
+    head, _ = yield from p.collect_until(end, limit=_MAX_HEAD)
     attributes = {key: value.strip("\"'") for key, value in _ATTRIBUTE.findall(head)}
     if head.startswith("="):
         name = head[1:].strip().strip("\"'")
     else:
-        name = attributes.get("name", "")
+        name = attributes.get(attribute, "").replace("&quot;", '"').replace("&amp;", "&")
+        expected = {key for key, value in attributes.items() if key == attribute or _EXPECTED.match(f"{key}={value}")}
+        if rest := _ATTRIBUTE.sub(lambda m: "" if m[1] in expected else m[0], head).strip():
+            p.note(f"ignored {rest!r} in a tag")
     if not name or "<" in name or "\n" in name:
         raise Broken("a tag without a name")
     return name, attributes
 
 
 def _read_parameter(p: ToolParser, w: JsonWriter, style: TagStyle, tool: ToolSpec | None) -> Steps[None]:
-    key, attributes = yield from _read_head(p)
+    key, attributes = yield from _read_head(p, style.parameter_attribute, style.head_end)
     w.key(key)
-    if attributes.get("string") == "true":
+    if attributes.get("string") == "true" or attributes.get("type") == "string":
         types = frozenset({"string"})
     else:
         types = tool.types_of(key) if tool else frozenset()
-        if attributes.get("string") == "false":
-            types -= {"string"}
+        if attributes.get("string") == "false" or "type" in attributes:
+            types -= {"string"}  # the tag knows better than the schema
     ends = [style.parameter_end, *style.value_ends]
     if style.has_lines:
         ends.append("\n" + style.parameter_end)

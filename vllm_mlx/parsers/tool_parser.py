@@ -58,7 +58,7 @@ class ToolFormat:
     """One format. Stateless: everything about a request is in the parser it is given.
 
     `openers` are the markers a call can begin with. `needs_special_tokens`: some markers are special tokens, which the
-    detokenizer must not drop. `ends_reasoning`: an opener inside reasoning means that the model forgot to close it.
+    detokenizer must not drop. `ends_reasoning`: openers that in reasoning mean that the model forgot to close it.
     `signs`: what in a template or a vocabulary tells that a model uses the format.
     """
 
@@ -67,9 +67,12 @@ class ToolFormat:
     openers: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()  # further markers, beside the openers
     needs_special_tokens: bool = False
-    ends_reasoning: bool = True
     envelope: Envelope | None = None
     signs: tuple[Sign, ...] = ()
+
+    @property
+    def ends_reasoning(self) -> tuple[str, ...]:
+        return self.envelope.triggers if self.envelope is not None else ()
 
     def read(self, p: ToolParser, opener: str) -> Steps[None]:
         """Read what follows an opener: one call, or several up to the format's closing marker."""
@@ -99,7 +102,14 @@ class ToolParser(Machine):
         self._retry_at = 0
         self._has_text = False
         self._is_behind_call = False
+        self._is_inside_call = False
+        self._deferred: list[str] = []
         self._openers = Markers(format.openers)
+
+    @property
+    def is_inside_call(self) -> bool:
+        """The text fed so far ends inside a call, or what may be one."""
+        return self._is_inside_call or self._call is not None
 
     # -- the program --------------------------------------------------------------------------------------------------
 
@@ -113,7 +123,9 @@ class ToolParser(Machine):
             if opener is None:
                 return
             self._mark(self._marker_at)
+            self._is_inside_call = True
             yield from self._attempt(self.format.read(self, opener))
+            self._is_inside_call = False
 
     def _mark(self, start: int) -> None:
         """From here on the text may have to be returned; reading would go on at the present position."""
@@ -132,11 +144,13 @@ class ToolParser(Machine):
         self._is_behind_call |= self.num_calls > calls_before
 
     def _recover(self, reason: str) -> None:
+        assert self._keep is not None
         if self._call is not None:
-            self.note(f"tool call {self._call.index} was closed early: {reason}")
+            left_out = self._buffer[self._keep : self._pos].strip()
+            tail = f"; left out: {left_out!r}" if left_out else ""
+            self.note(f"tool call {self._call.index} was closed early: {reason}{tail}")
             self.end_call(is_cut=self._call.writer.is_empty)
             return
-        assert self._keep is not None
         self._pos = self._keep + self._retry_at
         text = self._buffer[self._keep : self._pos]
         if reason:
@@ -158,6 +172,10 @@ class ToolParser(Machine):
     # -- for formats: saying ------------------------------------------------------------------------------------------
 
     def say_text(self, text: str) -> None:
+        """Text for the reader; text inside a call waits until the call has ended."""
+        if self._call is not None:
+            self._deferred.append(text)
+            return
         self._has_text = self._has_text or not text.isspace()
         self.emit(TextDelta(text))
 
@@ -171,7 +189,13 @@ class ToolParser(Machine):
         if self.tools and name not in self.tools:
             self.note(f"tool call {index} names {name!r}, which is not a tool of this request")
         self.emit(ToolCallStarted(index, name, id))
-        self._call = _Call(index, JsonWriter(lambda text: self.emit(ToolCallDelta(index, text))))
+
+        def say(arguments: str) -> None:
+            self.emit(ToolCallDelta(index, arguments))
+            self._mark(self._pos)
+
+        self._call = _Call(index, JsonWriter(say))
+        self._mark(self._pos)
         return self._call.writer
 
     def end_call(self, *, is_cut: bool = False) -> None:
@@ -182,6 +206,9 @@ class ToolParser(Machine):
         call.writer.close()
         self.emit(ToolCallEnded(call.index, is_complete))
         self._mark(self._pos)
+        deferred, self._deferred = self._deferred, []
+        for text in deferred:
+            self.say_text(text)
 
     def settle(self) -> None:
         """All text read so far is part of calls. What is read behind the last call or `settle` is given back."""

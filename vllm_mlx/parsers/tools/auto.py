@@ -65,6 +65,10 @@ class Auto(ToolFormat):
     markers = tuple(marker for format in _FORMATS for marker in format.markers)
     needs_special_tokens = True
 
+    @property
+    def ends_reasoning(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(opener for format in _FORMATS for opener in format.ends_reasoning))
+
     def read_start(self, p: ToolParser) -> Steps[None]:
         yield from read_bare_json_calls(p)
 

@@ -11,7 +11,7 @@ from vllm_mlx.parsers.tools import deepseek_v32
 class DeepSeekV4(deepseek_v32.DeepSeekV32):
     name = "deepseek_v4"
     aliases = ()
-    signs = (Sign("｜DSML｜tool_calls"),)
+    signs = (Sign("｜DSML｜tool_calls"), Sign("｜DSML｜", "}}tool_calls>"))
     envelope = replace(
         deepseek_v32.FORMAT.envelope,
         open="<｜DSML｜tool_calls>\n",

@@ -15,7 +15,11 @@ class Granite(ToolFormat):
     openers: tuple[str, ...] = ("<|tool_call|>", *TAG_OPENERS, "<function_call>")
     markers: tuple[str, ...] = ("</tool_call>",)
     needs_special_tokens = True
-    signs: tuple[Sign, ...] = (Sign("<|tool_call|>"), Sign(tokens=("<|tool_call|>",)))
+    signs: tuple[Sign, ...] = (
+        Sign("<|tool_call|>"),
+        Sign("<|function_call_library|>"),
+        Sign(tokens=("<|tool_call|>",)),
+    )
     envelope = Envelope(
         open="<|tool_call|>[",
         begin='{"name": "',

@@ -18,10 +18,9 @@ from vllm_mlx.parsers.tool_parser import Envelope, ToolFormat, ToolParser
 class Llama(ToolFormat):
     name = "llama"
     aliases = ("llama3", "llama3_json", "llama3_1", "llama3_2", "llama3_3", "llama4_json")
-    openers = ("<|python_tag|>", "<function=", "\n{")
-    markers = ("<|python_tag|>",)
+    openers = ("<|python_tag|>", "<|python_start|>", "<function=", "\n{")
+    markers = ("<|python_end|>",)
     needs_special_tokens = True
-    ends_reasoning = False
     signs = (Sign("<|python_tag|>"), Sign('"parameters": dictionary of argument name and its value'))
     envelope = Envelope(begin='{"name": "', middle='", "parameters": ', end="}", separator="; ")
 
@@ -45,6 +44,8 @@ class Llama(ToolFormat):
             while (yield from p.accept(";")) is not None or (yield from p.peek()) == "{":
                 yield from read_json_calls(p)
                 yield from p.skip_space()
+            if opener == "<|python_start|>":
+                yield from p.read_close("<|python_end|>")
 
 
 FORMAT = Llama()

@@ -17,15 +17,13 @@ _CLOSERS = {"<|python_start|>": "<|python_end|>", "<function_calls>": "</functio
 
 class Llama4(ToolFormat):
     name = "llama4"
-    aliases = ("llama4_pythonic", "pythonic", "olmo3", "toolace")
-    openers = tuple(_CLOSERS)
-    markers = tuple(_CLOSERS.values())
+    aliases: tuple[str, ...] = ("llama4_pythonic", "pythonic", "toolace")
+    openers: tuple[str, ...] = tuple(_CLOSERS)
+    markers: tuple[str, ...] = tuple(_CLOSERS.values())
     needs_special_tokens = True
-    ends_reasoning = False
-    signs = (
-        Sign("[func_name1(params_name1=params_value1"),
+    signs: tuple[Sign, ...] = (
+        Sign("[func_name1(param"),
         Sign("<|python_start|>"),
-        Sign("<function_calls></function_calls>"),
         Sign(tokens=("<|python_start|>", "<|python_end|>")),
     )
     envelope = Envelope(open="[", begin="", middle="(", end=")", separator=", ", close="]", style="python")

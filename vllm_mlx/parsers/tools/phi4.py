@@ -14,7 +14,12 @@ class Phi4(ToolFormat):
     openers = ("<|tool_call|>", "functools[")
     markers = ("<|/tool_call|>",)
     needs_special_tokens = True
-    signs = (Sign("<|tool_call|>", "<|/tool_call|>"), Sign("<|tool|>", "<|/tool|>"), Sign(tokens=("<|/tool_call|>",)))
+    signs = (
+        Sign("<|tool_call|>", "<|/tool_call|>"),
+        Sign("<|tool|>", "<|/tool|>"),
+        Sign("functools["),
+        Sign(tokens=("<|/tool_call|>",)),
+    )
     envelope = Envelope(
         open="<|tool_call|>[",
         begin='{"name": "',

@@ -17,8 +17,7 @@ class Xlam(ToolFormat):
     aliases = ()
     openers = ("\n[", "\n{", "```json", "```\n[", "[TOOL_CALLS]", *TAG_OPENERS)
     markers = ("</tool_call>",)
-    ends_reasoning = False
-    signs = (Sign('"tool_calls": [', "xLAM"),)
+    signs = (Sign("single JSON array", "tool_call_name"),)
     envelope = Envelope(open="[", begin='{"name": "', middle='", "arguments": ', end="}", separator=", ", close="]")
 
     def read_start(self, p: ToolParser) -> Steps[None]:
