@@ -45,7 +45,9 @@ class EngineHarness:
         checkpoint_interval: int = 64,
         quantization: Quantization | None = None,
     ) -> None:
-        self.runner = ModelRunner(model, quantization=quantization, seed=0)
+        self.runner = ModelRunner(
+            model, quantization=quantization, checkpoint_step=BLOCK if prefix_bytes else 0, seed=0
+        )
         self.cache = PrefixCache(
             block_size=BLOCK, budget_bytes=prefix_bytes, needs_checkpoint=self.runner.needs_checkpoint
         )

@@ -6,7 +6,7 @@ running hash that can only be kept whole). Media positions are known to it by th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vllm_mlx.engine.prefix_cache import Lease, Segment
@@ -82,6 +82,12 @@ class FakeRow:
         self.keys.append(key)
         self.state = mix(self.state, key)
 
+    def keep(self) -> None:
+        """Keep the state as it is now, and the one before; as the real runner does."""
+        self.kept[len(self.keys)] = FakeState(self.state, len(self.keys))
+        for old in sorted(self.kept)[:-2]:
+            del self.kept[old]
+
 
 @dataclass
 class FakeLaunched:
@@ -94,7 +100,15 @@ class FakeLaunched:
 class FakeRunner:
     """Executes plans on lists. `fault` is asked at each launch and collect, and may raise."""
 
-    def __init__(self, *, is_hybrid: bool, fault=lambda where: None, needs_host=lambda request: False) -> None:
+    def __init__(
+        self,
+        *,
+        is_hybrid: bool,
+        checkpoint_step: int = 0,
+        fault: Callable[[str], None] = lambda where: None,
+        needs_host: Callable[[Request], bool] = lambda request: False,
+    ) -> None:
+        self.checkpoint_step = checkpoint_step if is_hybrid else 0
         self.rows: dict[str, FakeRow] = {}
         self.is_hybrid = is_hybrid
         self._fault = fault
@@ -141,13 +155,15 @@ class FakeRunner:
                 row.keys, row.state if self.is_hybrid else 0, sequence.request.sampling.seed or 0
             )
             sampled.append(Sampled(request_id, (row.device_token,)))
+            if self.checkpoint_step and len(row.keys) % self.checkpoint_step == 0:
+                row.keep()
         for chunk in plan.chunks:
             sequence, row = sequences[chunk.request_id], self.rows[chunk.request_id]
             assert len(row.keys) == chunk.start, f"chunk at {chunk.start} on a row of {len(row.keys)}"
             for key in sequence.cache_key[chunk.start : chunk.end]:
                 row.write(key)
             if chunk.keep_state:
-                row.kept[chunk.end] = FakeState(row.state, chunk.end)
+                row.keep()
         self.num_computed += plan.num_tokens
         overlap = not any(self._needs_host(sequences[i].request) for i in plan.decode)
         return FakeLaunched(plan, StepResult(tuple(sampled)), overlap)

@@ -38,12 +38,20 @@ class Simulation:
         self.is_hybrid = r.random() < 0.4
         self.atomic_spans = r.random() < 0.2
         self.fault_rate = r.choice([0, 0, 0, 0.02])
-        self.runner = FakeRunner(is_hybrid=self.is_hybrid, fault=self._fault, needs_host=self._needs_host)
+        self.runner = FakeRunner(
+            is_hybrid=self.is_hybrid,
+            checkpoint_step=r.choice([0, BLOCK]),
+            fault=self._fault,
+            needs_host=self._needs_host,
+        )
         budget = r.choice([400, 900, 3000, 20000])
         self.cache = None
         if r.random() < 0.85:
             self.cache = PrefixCache(
-                block_size=BLOCK, budget_bytes=r.choice([0, 150, 800, 20000]), needs_checkpoint=self.is_hybrid
+                block_size=BLOCK,
+                budget_bytes=r.choice([0, 150, 800, 20000]),
+                needs_checkpoint=self.is_hybrid,
+                min_checkpoint_gap=r.choice([0, 8, 500]),
             )
         self.limits = Limits(max_rows=r.choice([1, 2, 4, 8]), kv_budget_bytes=budget)
         self.max_tokens_per_step = r.choice([6, 12, 64])

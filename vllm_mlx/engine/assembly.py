@@ -33,7 +33,7 @@ class EngineOptions:
     max_tokens_per_step: int = 2048
     prefill_step: int = 512
     stall_target_s: float = 0.25
-    block_size: int = 64
+    block_size: int = 16
     checkpoint_interval: int = 2048
     kv_bits: int | None = None
     kv_group_size: int = 64
@@ -60,6 +60,7 @@ def build_engine(
             model,
             quantization=quantization,
             media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
+            checkpoint_step=options.block_size if options.prefix_cache_bytes else 0,
             seed=options.seed,
         )
     except ValueError as error:

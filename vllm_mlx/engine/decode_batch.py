@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_mlx.engine.kv_batch import BatchCache
-from vllm_mlx.engine.kv_cache import KVSegment, RowCache
+from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint
 
 ROW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -72,6 +72,12 @@ class DecodeBatch:
 
     def segment(self, request_id: str, start: int, end: int) -> KVSegment:
         return KVSegment(self.cache.segment_layers(self._index[request_id], start, end))
+
+    def checkpoint(self, request_id: str, length: int) -> StateCheckpoint:
+        """The row's state that cannot be sliced, after `length` tokens: its length as of the step just built."""
+        index = self._index[request_id]
+        assert self._lengths[index] == length
+        return self.cache.checkpoint(index, length)
 
     # ── sizes ───────────────────────────────────────────────────────────────────────────────────────────────────
 

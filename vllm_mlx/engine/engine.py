@@ -138,7 +138,8 @@ class Engine:
             callback(now)
         plan = self.scheduler.plan(now)
         launched = self._launch(plan) if plan else None
-        self._finish_step()
+        if not self._finish_step():
+            launched = None  # it was built on the rows of the step that failed, and these are gone
         self._in_flight = launched
         self._flush()
 
@@ -150,16 +151,16 @@ class Engine:
             self._fail(plan, error)
             return None
 
-    def _finish_step(self) -> None:
-        """Wait for the step in flight, if there is one, and commit it."""
+    def _finish_step(self) -> bool:
+        """Wait for the step in flight, if there is one, and commit it. False if it failed."""
         launched, self._in_flight = self._in_flight, None
         if launched is None:
-            return
+            return True
         try:
             result = self.runner.collect(launched)
         except Exception as error:  # the step boundary
             self._fail(launched.plan, error)
-            return
+            return False
         now = self._clock()
         elapsed_s, self._last_collected = now - self._last_collected, now
         for callback in self.on_step:
@@ -167,6 +168,7 @@ class Engine:
         self._committed += self.scheduler.commit(launched.plan, result, now)
         if result.sampled or launched.plan.chunks:
             self._pulse.progress()
+        return True
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         log.exception("a step failed: its %d sequences end with an error, the others are recomputed", _size(plan))

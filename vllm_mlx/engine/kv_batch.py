@@ -27,6 +27,7 @@ from vllm_mlx.engine.kv_cache import (
     RecurrentRow,
     Row,
     RowCache,
+    StateCheckpoint,
     WindowRow,
     cut,
     group,
@@ -252,6 +253,16 @@ class WindowRows:
             self.keys = _empty_buffer(keys, *self._capacity)
             self.values = _empty_buffer(values, *self._capacity)
 
+    def checkpoint(self, index: int, length: int) -> tuple[mx.array, mx.array, int]:
+        """What `WindowRow.load` takes: the row's last tokens, back in order of position."""
+        assert self.keys is not None and self.values is not None
+        kept = min(length, self.max_size)
+        keys, values = self.keys[index : index + 1, :, :kept], self.values[index : index + 1, :, :kept]
+        if length > self.max_size:
+            keys = mx.roll(keys, -(length % self.max_size), axis=2)
+            values = mx.roll(values, -(length % self.max_size), axis=2)
+        return mx.contiguous(keys), mx.contiguous(values), length
+
     def _as_ring(self, x: mx.array, offset: int) -> mx.array:
         """Tokens in order of position, turned so that position p stands in slot p mod size."""
         if offset <= self.max_size:
@@ -284,6 +295,10 @@ class RecurrentRows:
         for i in range(self.num_slots):
             if (array := self.entry[i]) is not None:
                 self.entry[i] = array[keep]
+
+    def checkpoint(self, index: int, length: int) -> tuple[mx.array | None, ...]:
+        slots = (self.entry[i] for i in range(self.num_slots))
+        return tuple(None if a is None else mx.contiguous(a[index : index + 1]) for a in slots)
 
     def join(self, index: int, row: Row) -> None:
         """A row without state yet joins as zeros, which is what models start from."""
@@ -354,6 +369,10 @@ class BatchCache:
         frame = Frame(lengths)
         for layer in self.layers:
             layer.frame = frame
+
+    def checkpoint(self, index: int, length: int) -> StateCheckpoint:
+        kept = tuple(x.checkpoint(index, length) for x in self.layers if not isinstance(x, AttentionRows))
+        return StateCheckpoint.of(length, kept)
 
     def segment_layers(self, index: int, start: int, end: int) -> tuple[tuple[Planes, Planes], ...]:
         return tuple(layer.segment(index, start, end) for layer in self.layers if isinstance(layer, AttentionRows))

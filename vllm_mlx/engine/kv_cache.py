@@ -73,6 +73,13 @@ class StateCheckpoint:
     layers: tuple[Any, ...]
     nbytes: int
 
+    @classmethod
+    def of(cls, position: int, layers: tuple[Any, ...]) -> StateCheckpoint:
+        return cls(position, layers, sum(a.nbytes for a in _arrays_in(layers)))
+
+    def arrays(self) -> list[mx.array]:
+        return _arrays_in(self.layers)
+
     def split(self, num_tokens: int) -> tuple[Segment, Segment]:
         raise AssertionError("a checkpoint is never split")
 
@@ -325,7 +332,7 @@ class RowCache:
 
     def checkpoint(self, position: int) -> StateCheckpoint:
         kept = tuple(r.checkpoint() for r in self.rows if not isinstance(r, AttentionRow))
-        return StateCheckpoint(position, kept, sum(a.nbytes for a in _arrays_in(kept)))
+        return StateCheckpoint.of(position, kept)
 
     def load(self, lease: Lease) -> None:
         """Fill an empty row with a leased prefix; the prefix cache's arrays are copied or shared, never written."""

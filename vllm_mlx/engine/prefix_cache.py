@@ -89,14 +89,20 @@ class CacheCounters:
 
 
 class PrefixCache:
-    """`needs_checkpoint`: the model has layers that cannot be sliced, so only checkpointed ends are usable."""
+    """`needs_checkpoint`: the model has layers that cannot be sliced, so only checkpointed ends are usable.
 
-    def __init__(self, *, block_size: int, budget_bytes: int, needs_checkpoint: bool = False) -> None:
+    Checkpoints on one path that are nearer to each other than `min_checkpoint_gap` tokens are the first to be thinned.
+    """
+
+    def __init__(
+        self, *, block_size: int, budget_bytes: int, needs_checkpoint: bool = False, min_checkpoint_gap: int = 512
+    ) -> None:
         if block_size < 1:
             raise ValueError("block_size is at least 1")
         self.block_size = block_size
         self.budget_bytes = budget_bytes
         self.needs_checkpoint = needs_checkpoint
+        self.min_checkpoint_gap = min_checkpoint_gap
         self.nbytes = 0
         self.counters = CacheCounters()
         self._roots: dict[str, Node] = {}
@@ -136,10 +142,17 @@ class PrefixCache:
             self.counters.num_misses += 1
         return lease
 
-    def match_length(self, key: tuple[int, ...], *, namespace: str = "") -> int:
-        """How far `key` agrees with what is stored, in tokens; changes nothing."""
+    def match_length(self, key: tuple[int, ...], *, namespace: str = "", usable_only: bool = False) -> int:
+        """How far `key` agrees with what is stored, in tokens, or how much of it could be used; changes nothing."""
         root = self._roots.get(namespace)
-        return self._walk(root, key)[1] if root else 0
+        if root is None:
+            return 0
+        node, num_matched = self._walk(root, key)
+        if not usable_only:
+            return num_matched
+        if not self.needs_checkpoint:
+            return num_matched // self.block_size * self.block_size
+        return next((n.end for n in node.path() if n.checkpoint is not None and n.end <= num_matched), 0)
 
     def release(self, lease: Lease) -> None:
         """End the hold; doing it twice does nothing."""
@@ -184,7 +197,26 @@ class PrefixCache:
         if wants_checkpoint and self._make_room(checkpoint.nbytes, keep=node):
             node.checkpoint = checkpoint
             self.nbytes += checkpoint.nbytes
+            self._thin(node)
         return node.end
+
+    def _thin(self, newest: Node) -> None:
+        """Drop checkpoints on the way to the newest that lie closer together the further back they are.
+
+        Between two kept ones the distance is at least half of what the later is from the end, so a conversation of n
+        tokens keeps about log n of them. Branch points and locked ends stay.
+        """
+        kept = newest.end
+        for node in list(newest.path())[1:]:
+            if node.checkpoint is None:
+                continue
+            is_branch = len(node.children) > 1 or (node.num_locks and not node.children)
+            older = next((n.end for n in node.path() if n is not node and n.checkpoint is not None), 0)
+            if is_branch or kept - older > (newest.end - kept) // 2 + self.min_checkpoint_gap:
+                kept = node.end
+                continue
+            self.nbytes -= node.checkpoint.nbytes
+            node.checkpoint = None
 
     def _append(self, parent: Node, key: tuple[int, ...], make: Callable[[int, int], Segment], now: int) -> Node:
         segment = make(parent.end, parent.end + len(key))
@@ -263,7 +295,7 @@ class PrefixCache:
             child = node.children.get(key[position : position + self.block_size])
             if child is None:
                 return node, position + self._partial(node, key[position:])
-            agreed = _common_prefix(child.key, key, position)
+            agreed = common_prefix(child.key, key, position)
             position += agreed
             node = child
             if agreed < len(child.key):
@@ -272,7 +304,7 @@ class PrefixCache:
 
     def _partial(self, node: Node, rest: tuple[int, ...]) -> int:
         """Tokens of `rest` that agree with some child's first block, for the report of where prompts diverge."""
-        return max((_common_prefix(block, rest, 0) for block in node.children), default=0)
+        return max((common_prefix(block, rest, 0) for block in node.children), default=0)
 
     def _cut(self, node: Node, position: int) -> Node:
         """Split `node` at `position` (a block boundary inside its run); returns the upper half."""
@@ -303,7 +335,7 @@ class PrefixCache:
         return self.nbytes + num_bytes <= self.budget_bytes
 
 
-def _common_prefix(run: tuple[int, ...], key: tuple[int, ...], offset: int) -> int:
+def common_prefix(run: tuple[int, ...], key: tuple[int, ...], offset: int = 0) -> int:
     """Length of the common prefix of `run` and `key[offset:]`."""
     length = min(len(run), len(key) - offset)
     if run[:length] == key[offset : offset + length]:
@@ -311,7 +343,7 @@ def _common_prefix(run: tuple[int, ...], key: tuple[int, ...], offset: int) -> i
     low, high = 0, length
     while low < high:  # bisect: comparing tuple slices runs in C
         middle = (low + high + 1) // 2
-        if run[:middle] == key[offset : offset + middle]:
+        if run[low:middle] == key[offset + low : offset + middle]:
             low = middle
         else:
             high = middle - 1

@@ -65,7 +65,8 @@ class LaunchedStep:
 class ModelRunner:
     """One model, its decode batch and its sampler.
 
-    Models whose caches cannot stand side by side are decoded row by row, all rows within one step.
+    Models whose caches cannot stand side by side are decoded row by row, all rows within one step. `checkpoint_step`:
+    every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never).
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ModelRunner:
         *,
         quantization: Quantization | None = None,
         media_cache: MediaCache[Features] | None = None,
+        checkpoint_step: int = 0,
         seed: int | None = None,
     ) -> None:
         self.model = model
@@ -84,6 +86,7 @@ class ModelRunner:
         example = self.layout.new_row()
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
+        self.checkpoint_step = checkpoint_step
         self._example = example
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
         self._seats: dict[str, Seat] = {}
@@ -125,7 +128,7 @@ class ModelRunner:
         return segment
 
     def checkpoint(self, sequence: Sequence, position: int) -> StateCheckpoint | None:
-        return self._seats[sequence.id].checkpoints.pop(position, None)
+        return self._seats[sequence.id].checkpoints.get(position)
 
     def close(self, sequence: Sequence) -> None:
         seat = self._seats.pop(sequence.id)
@@ -195,7 +198,10 @@ class ModelRunner:
             mx.async_eval(arrays)
         mx.async_eval(seat.cache.state)
         if chunk.keep_state:
-            seat.checkpoints[chunk.end] = seat.cache.checkpoint(chunk.end)
+            checkpoint = seat.checkpoints[chunk.end] = seat.cache.checkpoint(chunk.end)
+            mx.async_eval(checkpoint.arrays())
+            for old in sorted(seat.checkpoints)[:-2]:  # stored by now: a step is committed before the one after next
+                del seat.checkpoints[old]
 
     def _features(self, sequence: Sequence, start: int, end: int) -> dict[int, Features]:
         """Encoder outputs of the spans that overlap [start, end), computed once per content."""
@@ -219,8 +225,28 @@ class ModelRunner:
             mx.async_eval(logits)  # the device computes while the host makes the masks
             prepare_guides(guides)
         sampled = self._sampler.sample(logits, [seat.sampling for seat in seats])
-        mx.async_eval(sampled.arrays(), self._states(seats))
+        mx.async_eval(sampled.arrays(), self._states(seats), self._keep_states(seats))
         return sampled
+
+    def _keep_states(self, seats: SequenceOf[Seat]) -> list[mx.array]:
+        """At block boundaries, keep the state of layers that cannot be sliced, for when the sequence ends here."""
+        if not self.needs_checkpoint or not self.checkpoint_step:
+            return []
+        kept: list[mx.array] = []
+        for seat in seats:
+            position = seat.sequence.num_computed
+            if position % self.checkpoint_step:
+                continue
+            if seat.cache is not None:
+                checkpoint = seat.cache.checkpoint(position)
+            else:
+                assert self._batch is not None
+                checkpoint = self._batch.checkpoint(seat.sequence.id, position)
+            seat.checkpoints[position] = checkpoint
+            for old in sorted(seat.checkpoints)[:-2]:
+                del seat.checkpoints[old]
+            kept += checkpoint.arrays()
+        return kept
 
     def _states(self, seats: SequenceOf[Seat]) -> list[mx.array]:
         """Caches written by this step. All are evaluated with it, or the graph of recurrent states would grow."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, Segment
+from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, Segment, common_prefix
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
 from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, StepResult
@@ -37,7 +37,10 @@ class KVStore(Protocol):
         ...
 
     def checkpoint(self, sequence: Sequence, position: int) -> Segment | None:
-        """Whole state of the layers that cannot be sliced, if it was kept at `position`."""
+        """Whole state of the layers that cannot be sliced, if it was kept at `position`.
+
+        It is kept after a chunk that says so, and while decoding at each block boundary, the last two of them.
+        """
         ...
 
     def close(self, sequence: Sequence) -> None:
@@ -217,6 +220,7 @@ class Scheduler:
         keep_state = end in self._checkpoints(sequence)
         chunks.append(Chunk(sequence.id, start, end, is_last=end == final, keep_state=keep_state))
         sequence.num_computed = end
+        sequence.num_chunks_pending += 1
         self.counters.num_prefilled_tokens += end - start
         return end - start
 
@@ -249,7 +253,7 @@ class Scheduler:
         if sequence.checkpoints is None:
             block, length = self._block_size, len(sequence.tokens)
             positions = {p // block * block for p in sequence.request.prompt.boundaries}
-            positions.add((length - 1) // block * block)
+            positions |= {(length - 1) // block * block, sequence.branch_point // block * block}
             if self._checkpoint_interval:
                 positions.update(range(self._checkpoint_interval, length, self._checkpoint_interval))
             sequence.checkpoints = tuple(sorted(p for p in positions if 0 < p < length))
@@ -270,21 +274,27 @@ class Scheduler:
         """Move the first waiting sequence to running, with its prefix; None if there is none, or no room for it."""
         if not self.waiting or len(self.running) >= self.limits.max_rows:
             return None
-        sequence = next(iter(self.waiting.values()))
+        sequence = next((s for s in self.waiting.values() if not self._is_being_prefilled(s)), None)
+        if sequence is None:
+            return None
         needed = self.store.bytes_for(len(sequence.tokens))
-        if needed > self.limits.kv_budget_bytes and not self.running:
-            self._refuse(sequence, needed)
-            return self._admit(now)
-        lease = self._match(sequence)
-        num_cached = lease.num_tokens if lease else 0
+        lease: Lease | None = self._match(sequence)
         if not self._has_room(needed):
             self._release(lease)
-            return None
+            if self.running:
+                return None
+            lease = None  # the prefix itself may stand in the way: it can be evicted now that nobody holds it
+            if not self._has_room(needed):
+                self._refuse(sequence, needed)
+                return self._admit(now)
+        num_cached = lease.num_tokens if lease else 0
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
         sequence.move(Status.RUNNING)
         sequence.lease = lease
         sequence.num_computed = sequence.num_inserted = num_cached
+        sequence.branch_point = lease.num_matched if lease else 0
+        sequence.checkpoints = None
         if sequence.admitted is None:
             sequence.admitted = now
             sequence.cache_report = _report(sequence, lease)
@@ -306,6 +316,29 @@ class Scheduler:
             self.cache.release(lease)
             lease = self.cache.match(key, namespace=namespace, limit=whole)
         return lease
+
+    def _is_being_prefilled(self, sequence: Sequence) -> bool:
+        """A running prompt is about to store more of this one's prefix than is stored now: waiting computes it once."""
+        if self.cache is None or sequence.request.num_prompt_logprobs is not None:
+            return False
+        leaders = [s for s in self.running.values() if s.will_store_prefix and self._shares_cache(s, sequence)]
+        if not leaders:
+            return False
+        key, limit = sequence.cache_key, len(sequence.tokens) - 1
+        stored = self.cache.match_length(key, namespace=sequence.request.namespace, usable_only=True)
+        coming = max(self._will_store(leader, key) for leader in leaders)
+        return min(coming, limit) - stored >= self._block_size
+
+    @staticmethod
+    def _shares_cache(leader: Sequence, sequence: Sequence) -> bool:
+        return leader.request.namespace == sequence.request.namespace and leader.request.num_prompt_logprobs is None
+
+    def _will_store(self, leader: Sequence, key: tuple[int, ...]) -> int:
+        """Tokens of `key` that a prefilling sequence will have put into the prefix cache, as far as it is known."""
+        shared = common_prefix(leader.cache_key, key)
+        if self.cache is None or not self.cache.needs_checkpoint:
+            return shared // self._block_size * self._block_size
+        return max((p for p in self._checkpoints(leader) if p <= shared), default=0)
 
     def _before_atomic_span(self, sequence: Sequence, position: int) -> int:
         if not self._atomic_spans:
@@ -371,8 +404,9 @@ class Scheduler:
                 self.finish(failed, FinishReason.ERROR, detail)
         for chunk in plan.chunks:
             sequence = self.running.get(chunk.request_id)
-            if sequence is not None and (chunk.is_last or chunk.keep_state):
-                self._store_prefix(sequence, min(chunk.end, sequence.num_prompt_tokens))
+            if sequence is not None and sequence.num_chunks_pending:
+                sequence.num_chunks_pending -= 1
+                self._store_prefix(sequence, chunk.end)
         committed = []
         for sampled in result.sampled:
             sequence = self.running.get(sampled.request_id)
@@ -417,9 +451,8 @@ class Scheduler:
     # ── the prefix cache ────────────────────────────────────────────────────────────────────────────────────────
 
     def _keep_computed(self, sequence: Sequence) -> None:
-        """Store what an ending sequence computed. Whole-state layers only have their checkpoints, stored on the way."""
-        if self.cache is not None and not self.cache.needs_checkpoint:
-            self._store_prefix(sequence, min(sequence.num_computed, len(sequence.tokens)))
+        """Store what an ending sequence computed, as far as its tokens are known."""
+        self._store_prefix(sequence, min(sequence.num_computed, len(sequence.tokens)))
 
     def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
         if self.cache is None or sequence.request.skips_prefix_cache:

@@ -46,6 +46,7 @@ class Sequence:
     status: Status = Status.WAITING
     num_computed: int = 0
     num_pending: int = 0
+    num_chunks_pending: int = 0
     lease: Lease | None = None
     finish_reason: FinishReason | None = None
     detail: str | None = None
@@ -56,6 +57,7 @@ class Sequence:
     max_batch_rows: int = 1
     num_preemptions: int = 0
     num_inserted: int = 0
+    branch_point: int = 0
     checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +96,11 @@ class Sequence:
         return self.num_to_prefill > 0
 
     @property
+    def will_store_prefix(self) -> bool:
+        """Parts of its prompt are computed, or about to be, that the prefix cache does not have yet."""
+        return self.is_prefilling or self.num_chunks_pending > 0
+
+    @property
     def wants_token(self) -> bool:
         """Ready to decode: all but the last token computed, and the budget of completion tokens not used up."""
         return self.num_to_prefill == 0 and self.num_sampled < self.request.max_tokens
@@ -112,6 +119,7 @@ class Sequence:
         """Back to nothing computed; pending tokens are lost and will be sampled again, to the same values."""
         self.num_computed = 0
         self.num_pending = 0
+        self.num_chunks_pending = 0
         self.num_inserted = 0
         self.checkpoints = None
 
