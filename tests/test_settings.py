@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vllm_mlx.options import ELSEWHERE, LEGACY, OLDER_NAMES, env_name, known_fla
 from vllm_mlx.settings import Settings, is_loopback, setting_fields
 
 DOCS = Path(__file__).parents[1] / "docs" / "configuration.md"
+PACKAGE = Path(__file__).parents[1] / "vllm_mlx"
 
 
 @dataclass(frozen=True)
@@ -201,3 +203,14 @@ def test_flags_that_can_have_no_effect_say_so():
 def test_secrets_are_in_no_note():
     _, notes = resolve("--host", "0.0.0.0", "--api-key", "hunter2")
     assert "hunter2" not in notes
+
+
+def test_every_setting_is_read_by_the_program():
+    """A flag that nothing reads would be a promise that nothing keeps."""
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name not in ("settings.py", "options.py")]
+    by_prefix = {item.path for item in setting_fields() if item.name.startswith("default_")}  # defaults.py joins names
+    by_resolve = {"server.localhost", "batch.continuous_batching", "cache.cache_strategy"}
+    unread = [item.path for item in setting_fields() if item.path not in by_prefix | by_resolve
+              and not any(re.search(rf"\.{item.name}\b", source) for source in sources)]
+    assert not unread
+    assert any('f"default_{name}"' in source for source in sources)

@@ -22,7 +22,7 @@ from vllm_mlx.api.auth import Authentication
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
 from vllm_mlx.api.openai import chat, completions, models, schemas, tokenize
-from vllm_mlx.backend import Backend
+from vllm_mlx.backend import Backend, check_formats
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
 from vllm_mlx.observability import logs
@@ -96,6 +96,7 @@ def build_app(context: ServerContext) -> FastAPI:
 def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit code; raises one-sentence errors for what cannot be served."""
     settings, notes = settings.resolve()
+    check_formats(settings)
     server = settings.server
     logs.configure(server.log_level, server.log_format)
     context = ServerContext(settings=settings, notes=notes, api_keys=read_api_keys(server), phase=Phase.LOADING)

@@ -224,16 +224,20 @@ def name_formats(settings: Settings, profile: ModelProfile) -> Settings:
         reasoning = discover.choose_reasoning_format(template, tokens) or "none"
     if tools == "auto":
         tools = discover.choose_tool_format(template, tokens) or "none"
+    return settings.with_values(parsing__reasoning_parser=reasoning, parsing__tool_call_parser=tools)
+
+
+def check_formats(settings: Settings) -> None:
+    """Raise SettingsError for a parser that does not exist: before a model is fetched, and without MLX."""
     for flag, name, find in (
-        ("--reasoning-parser", reasoning, discover.find_reasoning_format),
-        ("--tool-call-parser", tools, discover.find_tool_format),
+        ("--reasoning-parser", settings.parsing.reasoning_parser, discover.find_reasoning_format),
+        ("--tool-call-parser", settings.parsing.tool_call_parser, discover.find_tool_format),
     ):
-        if name != "none":
+        if name not in ("auto", "none"):
             try:
                 find(name)
             except KeyError as error:
                 raise SettingsError(f"{flag}: {error.args[0]}.") from error
-    return settings.with_values(parsing__reasoning_parser=reasoning, parsing__tool_call_parser=tools)
 
 
 def served_model(settings: Settings, profile: ModelProfile) -> ServedModel:

@@ -59,8 +59,8 @@ class BlasReport:
         if self.library == "none":
             return f"MLX's own BLAS ({self.reason})"
         few_rows = f", few-row products by our own {self.kernels} kernels" if self.kernels else f" ({self.reason})"
-        plural = "s" if self.threads != 1 else ""
-        return f"OpenBLAS ({self.library}: {self.path}), {self.threads} thread{plural}{few_rows}"
+        origin = "of the numpy wheel" if self.library == "numpy" else "of the system"
+        return f"OpenBLAS {origin}, {self.threads} thread{'' if self.threads == 1 else 's'}{few_rows}"
 
 
 @dataclass(frozen=True, slots=True)

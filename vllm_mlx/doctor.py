@@ -118,7 +118,8 @@ def machine(report: blas.BlasReport) -> list[str]:
     from vllm_mlx.models.selftest import backend  # imports MLX, which must come after the BLAS
 
     return [f"system     {platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
-            f"backend    {backend()}", f"BLAS       {report}", f"memory     {memory()}"]
+            f"backend    {backend()}", f"BLAS       {report}", *([f"           {report.path}"] if report.path else []),
+            f"memory     {memory()}"]
 
 
 def memory() -> str:

@@ -265,7 +265,7 @@ class ParsingSettings:
         True, "Turn the model's tool calls into tool_calls when the request offers tools.",
         "--enable-auto-tool-choice", off_flag="--disable-auto-tool-choice")
     tool_call_parser: str = option(
-        "auto", "Format of tool calls: a name, or `auto` (from the chat template).", "--tool-call-parser",
+        "auto", "Format of tool calls: a name, `auto` (from the chat template), or `none`.", "--tool-call-parser",
         metavar="NAME")
 
 
