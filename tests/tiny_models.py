@@ -86,6 +86,19 @@ TEXT: dict[str, dict[str, Any]] = {
         mamba_d_conv=4, mamba_expand=1, tie_word_embeddings=False, rope_theta=1e4, lm_head_multiplier=1.0,
         embedding_multiplier=1.0, key_multiplier=1.0,
     ),
+    # Sparse attention over indexed keys, in a list of two caches.
+    "deepseek_v32": dict(
+        _DENSE, num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4, n_shared_experts=1,
+        num_experts_per_tok=2, first_k_dense_replace=1, kv_lora_rank=16, q_lora_rank=32, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=16, n_group=1, topk_group=1, routed_scaling_factor=1.0, index_head_dim=16,
+        index_n_heads=2, index_topk=16, rope_scaling=None,
+    ),
+    # Attention over scores of five axes.
+    "gemma2": dict(_DENSE, head_dim=16, query_pre_attn_scalar=16, sliding_window=4096),
+    "lfm2": dict(
+        _DENSE, norm_eps=1e-6, conv_bias=False, conv_L_cache=3, block_dim=64, block_ff_dim=96, block_multiple_of=32,
+        block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=False, full_attn_idxs=[1, 3],
+    ),
     # Keeps ChunkedKVCache, which no batch can hold.
     "llama4": dict(
         text_config=dict(

@@ -55,6 +55,8 @@ class StrictKV:
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         window = window_size or self.window
+        if N == 1 and window is not None and self.window is not None:
+            window = min(window, self.window)  # PLaMo 3 masks for one token more than its cache keeps
         length = self._idx + N
         if len(self.lengths) == 1:
             if N == 1 and (window is None or length <= window):
@@ -68,6 +70,9 @@ class StrictKV:
             mask = mask & (at > ends - window)
         padding = mx.array([self._idx - n for n in self.lengths])
         return mask[None, None] & (at >= padding[:, None, None, None])
+
+    def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
+        return self.keys, self.values
 
     def rows(self) -> list[tuple[mx.array, mx.array]]:
         assert self.keys is not None and self.values is not None

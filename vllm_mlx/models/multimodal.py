@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_vlm.utils
-import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
 from .base import Features, Prompt
+from .cache_view import SeesWholeSpans
 from .family import Family, Overlap, PromptState, find_family
 from .loader import LoadedModel
 from .media import MediaProcessor
@@ -62,7 +62,8 @@ class MultimodalModel:
         if met:
             embeddings = _overlay(embeddings, met)
             if self.atomic_spans and length > 1:
-                cache = [SeesWholeSpans(entry, met) for entry in cache]
+                spans = [(o.at, o.n) for o in met]
+                cache = [SeesWholeSpans(entry, spans) for entry in cache]
         positions = state.positions if state is not None else None
         inputs = self._family.prefill_inputs(start, length, positions, met, embeddings.dtype)
         out = self._model.language_model(tokens, inputs_embeds=embeddings, cache=cache, **extra, **inputs)
@@ -77,31 +78,6 @@ class MultimodalModel:
 
     def close(self) -> None:
         self._model = None
-
-
-class SeesWholeSpans:
-    """A cache for one prefill call whose mask also lets the tokens of a span see those after them in the span."""
-
-    def __init__(self, cache: Any, met: Sequence[Overlap]) -> None:
-        object.__setattr__(self, "_cache", cache)
-        object.__setattr__(self, "_met", met)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._cache, name, value)
-
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        mask = self._cache.make_mask(N, return_array=True, window_size=window_size)
-        if isinstance(mask, str):
-            mask = mx.tri(N, dtype=mx.bool_)
-        seen = np.zeros((N, mask.shape[-1]), dtype=bool)
-        # The chunk's own keys are the last N.
-        first = mask.shape[-1] - N
-        for o in self._met:
-            seen[o.at : o.at + o.n, first + o.at : first + o.at + o.n] = True
-        return mask | mx.array(seen)
 
 
 def _overlay(embeddings: mx.array, met: Sequence[Overlap]) -> mx.array:

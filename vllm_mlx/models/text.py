@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from ..errors import EngineError
 from .base import Features, Prompt
+from .cache_view import GroupsQueries
 from .profile import ModelProfile
 from .span import MediaSpan
 
@@ -23,10 +24,14 @@ BATCHABLE_CACHES = frozenset({"KVCache", "RotatingKVCache", "ArraysCache"})
 
 # Code that does host arithmetic on `cache.offset`, or mixes rows: one row at a time, whatever the cache class.
 SINGLE_ROW_TYPES: Mapping[str, str] = {
+    "afm7": "its last layers take a query's position from the length of the whole batch",
     "gpt_bigcode": "its position ids are built on the host from one offset",
     "phi3small": "its block-sparse attention places queries by the length of the whole batch",
     "minimax_m3_vl": "its sparse attention chooses key blocks by the length of the whole batch",
 }
+
+# Attention that computes scores by groups of query heads, with masks that fit a single row only.
+GROUPED_QUERY_TYPES = frozenset({"gemma2"})
 
 
 class TextModel:
@@ -36,6 +41,7 @@ class TextModel:
 
     def __init__(self, model: Any, profile: ModelProfile) -> None:
         self._model = model
+        self._groups_queries = profile.model_type in GROUPED_QUERY_TYPES
         reason = why_single_row(self.make_cache(), profile.model_type)
         if reason:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
@@ -59,6 +65,8 @@ class TextModel:
     def decode(
         self, tokens: mx.array, positions: Sequence[int], cache: list[Any], states: Sequence[Any | None]
     ) -> mx.array:
+        if self._groups_queries and len(positions) > 1:
+            cache = [GroupsQueries(entry) for entry in cache]
         logits: mx.array = self._model(tokens, cache=cache)
         return logits[:, -1, :]
 
