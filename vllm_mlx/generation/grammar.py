@@ -34,7 +34,7 @@ _MAX_CHOICES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class ReasoningMarkers:
+class ReasoningTokens:
     """Where the reasoning stands in the tokens; `starts_open` when the prompt has opened it."""
 
     start_ids: tuple[int, ...]
@@ -55,7 +55,7 @@ class CompiledGrammar:
     stop_token_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
-    def make(self, reasoning: ReasoningMarkers | None = None) -> Constraint:
+    def make(self, reasoning: ReasoningTokens | None = None) -> Constraint:
         """A constraint at the grammar's start; with markers, one that waits until the reasoning has ended."""
         constraint = GrammarConstraint(
             self.prototype.deep_copy(), vocab_size=self.vocab_size, stop_token_ids=self.stop_token_ids
@@ -70,7 +70,7 @@ class CompiledGrammar:
             starts_open=reasoning.starts_open,
         )
 
-    def maker(self, reasoning: ReasoningMarkers | None = None) -> Callable[[], Constraint]:
+    def maker(self, reasoning: ReasoningTokens | None = None) -> Callable[[], Constraint]:
         """What `engine.Request.make_constraint` wants."""
         return lambda: self.make(reasoning)
 
@@ -234,7 +234,8 @@ class GrammarCompiler:
         if document is not None:
             source, document_notes = output_source(document, param=param)
             notes += document_notes
-            grammars.append({**json.loads(source)["grammars"][0], "name": "document"})
+            inner = json.loads(source)["grammars"][0] if source.startswith("{") else {"lark_grammar": source}
+            grammars.append({**inner, "name": "document"})
         return self._compile(json.dumps({"grammars": grammars}), "tools", tuple(notes))
 
     def _arguments(self, writer: LarkWriter, tool: Tool, index: int, envelope: Envelope, notes: list[str]) -> str:

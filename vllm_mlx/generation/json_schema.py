@@ -40,6 +40,9 @@ _SIGNS = (
     ("Resource '", "$ref"),
     ("Pointer '", "$ref"),
     ("Anchor '", "$ref"),
+    ("Resource '", "$dynamicRef"),
+    ("Resource '", "$schema"),
+    ("Unknown format", "$ref"),  # ours are dropped; this one is in a metaschema
 )  # fmt: skip
 
 
@@ -108,7 +111,8 @@ def refusal(message: str, source: str, param: str) -> InvalidRequest:
     if line.startswith(_UNKNOWN_KEYWORDS):
         keywords = [k.strip().strip('"') for k in line[len(_UNKNOWN_KEYWORDS) :].strip("[]").split(",")]
         return unsupported(keywords, schema, param)
-    keyword = next((word for sign, word in _SIGNS if sign in line), None) if schema is not None else None
+    words = [word for sign, word in _SIGNS if sign in line] if schema is not None else []
+    keyword = next((word for word in words if schema is not None and find_keyword(schema, word) is not None), None)
     if keyword == "oneOf":
         return unsupported(["oneOf"], schema, param, "with branches that may both hold")
     about = f"{keyword!r} in the schema" if keyword else "The grammar"
@@ -122,8 +126,10 @@ def refusal(message: str, source: str, param: str) -> InvalidRequest:
 def unsupported(
     keywords: Sequence[str], schema: Mapping[str, Any] | None, param: str, detail: str = ""
 ) -> InvalidRequest:
-    path = find_keyword(schema, keywords[0]) if schema is not None else None
+    path = find_keyword(schema, keywords[0]) if schema is not None else ""
     words = " and ".join(repr(k) for k in keywords) + (f" at {path}" if path else "") + (f" {detail}" if detail else "")
+    if path is None:  # not in the client's own text, so in a metaschema it refers to
+        words = f"a '$ref' to a schema with {words}"
     return InvalidRequest(
         f"The schema uses {words}, which cannot be enforced while generating; leave it out.",
         param=param,

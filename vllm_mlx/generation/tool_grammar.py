@@ -143,44 +143,49 @@ class CallGrammar:
 
     def _calls(self, is_parallel: bool, num_written: int = 0) -> str:
         """The calls up to `close`; the first characters of them may have been written already."""
-        e, text = self._envelope, self._writer.text
-        first = self._writer.add("call", join(text((e.open + e.begin)[num_written:]), self._named(is_first=True)))
+        e = self._envelope
+        first = self._writer.add("call", self._named((e.open + e.begin)[num_written:], is_first=True))
         if not is_parallel:
-            return join(first, text(e.close))
-        another = self._writer.add("call", join(text(e.separator + e.begin), self._named(is_first=False)))
-        return join(first, f"{another}*", text(e.close))
+            return join(first, self._writer.text(e.close))
+        another = self._writer.add("call", self._named(e.separator + e.begin, is_first=False))
+        return join(first, f"{another}*", self._writer.text(e.close))
 
-    def _named(self, *, is_first: bool) -> str:
-        """NAME middle ARGUMENTS end, one alternative per tool."""
+    def _named(self, before: str, *, is_first: bool) -> str:
+        """NAME middle ARGUMENTS end, one alternative per tool, with what stands before.
+
+        All up to the arguments is one string: only so can the lexer choose late between a call and text that is none.
+        """
         e, text = self._envelope, self._writer.text
         alternatives = []
         for name, body in zip(self._names, self._bodies, strict=True):
             if e.is_counted and not is_first:
-                head = join(text(f"{name}:"), "/[1-9][0-9]*/", text(e.middle))
+                head = join(text(f"{before}{name}:"), "/[1-9][0-9]*/", text(e.middle))
             else:
-                head = text(name + (":0" if e.is_counted else "") + e.middle)
+                head = text(before + name + (":0" if e.is_counted else "") + e.middle)
             alternatives.append(join(head, body, text(e.end)))
         return any_of(alternatives)
 
     def _free_text(self, trigger: str) -> tuple[str, str]:
-        """(text that opens no call, such a text and then the trigger)."""
+        """(text that opens no call, such a text and then the trigger).
+
+        Two terminals of text never meet, or the second could go on where the first was forbidden to.
+        """
         special, writer = self._writer.special, self._writer
         pieces = special.pieces(trigger)
-        first = special.ids.get(pieces[0])
+        place = next((i for i, piece in enumerate(pieces) if piece in special.ids), None)
+        token = None if place is None else special.ids[pieces[place]]
+        others = special.others() if token is None else special.others(token)
         text = writer.add("TEXT", r"/(.|\n)+/")
-        kinds = [text, special.others(first) if first is not None else special.others()]
-        if first is None:
-            free = writer.add("free", any_of([k for k in kinds if k]) + "*")
-            before = f"({text}? {kinds[1]})*" if kinds[1] else ""
-            if len(pieces) == 1:
-                return free, join(before, writer.add("trigger", f"{ANY_TEXT} {json.dumps(trigger)}", "[lazy]"))
-            return free, join(before, writer.text_until(trigger))
-        rest = "".join(pieces[1:])
-        if rest:  # the token opens other things too; what may not follow it then is the rest of the trigger
-            other = writer.add("OTHER_TEXT", rf"/(.|\n)*/ & ~/{_regex(rest)}(.|\n)*/")
-            kinds.append(f"<[{first}]> {other}")
-        free = writer.add("free", any_of([k for k in kinds if k]) + "*")
-        return free, join(free, writer.text(trigger))
+        kinds = [f"{others} {text}?"] if others else []
+        if place == 0 and len(pieces) > 1 and pieces[1] not in special.ids:
+            # The token opens other things too; what may not follow it then is what follows it in the trigger.
+            other = writer.add("OTHER_TEXT", rf"/(.|\n)*/ & ~/{_regex(pieces[1])}(.|\n)*/")
+            kinds.append(f"<[{token}]> {other}")
+        free = writer.add("free", join(f"{text}?", f"({' | '.join(kinds)})*" if kinds else ""))
+        if place == 0:
+            return free, join(free, writer.text(trigger))
+        before = f"({text}? {others})*" if others else ""
+        return free, join(before, writer.text_until(trigger))
 
     def _text_that_opens_no_call(self) -> str:
         """For envelopes that only their whole opening tells from text; white space in it is anything."""
