@@ -55,11 +55,12 @@ CHATML = """\
 </tool_response><|im_end|>
 {% else -%}
 <|im_start|>{{ message.role }}
+{{- '\\n' }}
 {%- if message.reasoning_content and loop.last %}
 <think>
 {{ message.reasoning_content }}
 </think>
-{%- endif %}
+{% endif %}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content or [] -%}
 {%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>
 {%- elif part.type == 'text' %}{{ part.text }}{% endif -%}

@@ -7,20 +7,24 @@ InvalidRequest (or ContextLengthExceeded) that names the field.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_mlx.engine.request import MediaSpan, Prompt
 from vllm_mlx.errors import ContextLengthExceeded, InvalidRequest
 from vllm_mlx.generation.admission import NO_PRESSURE, Pressure
 from vllm_mlx.generation.engine_port import Tokenizer
-from vllm_mlx.generation.request import GenerationRequest, MediaPart, Tool
+from vllm_mlx.generation.request import GenerationRequest, MediaPart, Part, TextPart, Tool
 from vllm_mlx.generation.template import ChatTemplate
 
 if TYPE_CHECKING:
     from vllm_mlx.models.profile import ModelProfile
+    from vllm_mlx.models.span import VideoFrames
     from vllm_mlx.settings import LimitSettings, SamplingSettings
+
+log = logging.getLogger(__name__)
 
 # Tokens that stand at the end of a turn, and at the beginning of one, in the templates there are.
 _TURN_ENDS = frozenset(
@@ -34,7 +38,9 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 class MediaExpander(Protocol):
-    """`models/multimodal.py` makes one: the model's own processor."""
+    """`models/media.py` makes one: the model's own processor. `placeholders`: how it wants each kind written."""
+
+    placeholders: Mapping[str, str]
 
     def expand(
         self, text: str, images: Sequence[Any], videos: Sequence[Any]
@@ -97,7 +103,9 @@ class PromptBuilder:
         object.__setattr__(self, "_turn_ends", frozenset(ends))
         object.__setattr__(self, "_turn_starts", frozenset(added[t] for t in _TURN_STARTS if t in added))
         source = self.profile.chat_template
-        object.__setattr__(self, "_template", ChatTemplate(self.tokenizer, source) if source else None)
+        placeholders = self.expander.placeholders if self.expander is not None else None
+        template = ChatTemplate(self.tokenizer, source, placeholders) if source else None
+        object.__setattr__(self, "_template", template)
 
     def build(
         self,
@@ -133,7 +141,7 @@ class PromptBuilder:
         text: str | None = None
         if request.prompt is None:
             text = self.render(request)
-            if images or videos:
+            if self.expander is not None:
                 ids, spans = self._expand(text, images, videos)
             else:
                 ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
@@ -147,19 +155,49 @@ class PromptBuilder:
             raise InvalidRequest("The prompt is empty.", param="messages" if request.prompt is None else "prompt")
         return Prompt(ids, media=spans, boundaries=boundaries), text
 
-    def media_of(self, request: GenerationRequest) -> list[MediaPart]:
-        """The media parts in order. InvalidRequest when the model takes none of their kind."""
+    def place_media(self, request: GenerationRequest) -> tuple[GenerationRequest, list[MediaPart]]:
+        """The request with its media where the template can write them, and the media in that order.
+
+        InvalidRequest when the model takes none of their kind. Clips go to models that take only images as frames.
+        """
         media = [p for m in request.messages for p in m.parts if isinstance(p, MediaPart)]
+        if not media:
+            return request, media
+        kinds = self.profile.modalities
         for part in media:
-            if part.kind not in self.profile.modalities or self.expander is None:
-                known = ", ".join(sorted(self.profile.modalities))
+            if self.expander is None or not (part.kind in kinds or (part.kind == "video" and "image" in kinds)):
                 raise InvalidRequest(
-                    f"The model {self.profile.name} takes {known}, no {part.kind}. If the checkpoint does, restart the "
-                    "server with --mllm; otherwise serve a multimodal model.",
+                    f"The model {self.profile.name} takes {', '.join(sorted(kinds))}, no {part.kind}. If the "
+                    "checkpoint does, restart the server with --mllm; otherwise serve a multimodal model.",
                     param=part.param,
                     code="unsupported_media",
                 )
-        return media
+        request = replace(request, messages=self.template.place_media(request.messages))
+        return request, [p for m in request.messages for p in m.parts if isinstance(p, MediaPart)]
+
+    def frames_as_images(
+        self, request: GenerationRequest, images: Sequence[Any], videos: Sequence[VideoFrames]
+    ) -> tuple[GenerationRequest, Sequence[Any], Sequence[VideoFrames]]:
+        """For a model that takes no clips: each becomes its frames, in its place."""
+        if not videos or "video" in self.profile.modalities:
+            return request, images, videos
+        next_image, next_video = iter(images), iter(videos)
+        flat: list[Any] = []
+        messages = []
+        for message in request.messages:
+            parts: list[Part] = []
+            for part in message.parts:
+                if isinstance(part, TextPart):
+                    parts.append(part)
+                elif part.kind == "video":
+                    frames = next(next_video).frames
+                    flat += frames
+                    parts += [MediaPart("image", "", part.param) for _ in frames]
+                else:
+                    flat.append(next(next_image))
+                    parts.append(part)
+            messages.append(replace(message, parts=tuple(parts)))
+        return replace(request, messages=tuple(messages)), flat, ()
 
     def render(self, request: GenerationRequest) -> str:
         """The conversation as text. With tool_choice "none" the model is not shown the tools."""
@@ -240,7 +278,17 @@ class PromptBuilder:
         self, text: str, images: Sequence[Any], videos: Sequence[Any]
     ) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
         assert self.expander is not None
-        ids, spans = self.expander.expand(text, images, videos)
+        try:
+            ids, spans = self.expander.expand(text, images, videos)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # a model's processor is foreign code and meets pictures of any shape
+            log.warning("the media processor failed", exc_info=True)
+            raise InvalidRequest(
+                f"The model's processor cannot take these media: {str(error) or type(error).__name__}.",
+                param="messages",
+                code="invalid_media",
+            ) from error
         return tuple(ids), tuple(spans)
 
     def _boundaries(self, ids: tuple[int, ...], request: GenerationRequest) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vllm_mlx.engine.request import Constraint, Request, SamplingParams, ThinkingBudget
+from vllm_mlx.engine.request import Request, SamplingParams, ThinkingBudget
 from vllm_mlx.engine.step import CacheReport, FinishReason, Timings, TokenEvent
 from vllm_mlx.errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from vllm_mlx.generation import diagnostics
-from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.admission import Admission, Pressure
 from vllm_mlx.generation.checks import check_request
 from vllm_mlx.generation.defaults import Provenance, choose_sampling
 from vllm_mlx.generation.detokenizer import TokenTable
@@ -35,11 +35,13 @@ from vllm_mlx.generation.events import (
     LogprobsDelta,
     OutputEvent,
 )
+from vllm_mlx.generation.grammar import CompiledGrammar, GrammarCompiler, ReasoningTokens
 from vllm_mlx.generation.mailbox import Mailbox, pump
 from vllm_mlx.generation.output import OutputAssembler, ReasoningCounter
 from vllm_mlx.generation.prompt import BuiltPrompt, MediaExpander, PromptBuilder, visible_tools
 from vllm_mlx.generation.request import GenerationRequest, MediaPart
 from vllm_mlx.generation.stops import StopMatcher
+from vllm_mlx.generation.template import DESCRIBED_FORMAT
 from vllm_mlx.parsers import pipeline
 from vllm_mlx.parsers.pipeline import OutputParser
 from vllm_mlx.parsers.schema import ToolSpec
@@ -123,6 +125,7 @@ class GenerationService:
         parsing: ParsingSettings,
         media: LoadsMedia | None = None,
         expander: MediaExpander | None = None,
+        grammar: GrammarCompiler | None = None,
         keep_alive_s: float = 5.0,
         prompt_workers: int = 2,
         media_workers: int = 4,
@@ -137,6 +140,7 @@ class GenerationService:
         self._guards = guards
         self._parsing = parsing
         self._media = media
+        self._grammar = grammar
         self._keep_alive_s = keep_alive_s
         self._clock = clock
         self._builder = PromptBuilder(tokenizer, profile, limits, sampling, expander)
@@ -179,7 +183,7 @@ class GenerationService:
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens the request's prompt would have: exactly what `generate` would report."""
         check_request(request, vocab_size=self._profile.vocab_size)
-        images, videos = await self._load_media(request, None)
+        request, images, videos = await self._load_media(request, None)
         prompt, _ = await self._in_pool(self._prompt_pool, lambda: self._builder.tokens(request, images, videos))
         return len(prompt)
 
@@ -189,7 +193,7 @@ class GenerationService:
             text = request.prompt
             return tuple(await self._in_pool(self._prompt_pool, lambda: self._encode(text, add_special_tokens)))
         check_request(request, vocab_size=self._profile.vocab_size)
-        images, videos = await self._load_media(request, None)
+        request, images, videos = await self._load_media(request, None)
         prompt, _ = await self._in_pool(self._prompt_pool, lambda: self._builder.tokens(request, images, videos))
         return prompt.token_ids
 
@@ -227,44 +231,86 @@ class GenerationService:
             raise Unavailable(f"The engine cannot serve now: {status.failure or 'it has failed'}.")
         try:
             async with asyncio.timeout(max(0.0, job.deadline - self._clock())):
-                images, videos = await self._load_media(request, job.deadline)
+                request, images, videos = await self._load_media(request, job.deadline)
                 pressure = self._admission.pressure
-                built = await self._in_pool(
-                    self._prompt_pool, lambda: self._builder.build(request, images, videos, pressure)
+                built, parser, grammar = await self._in_pool(
+                    self._prompt_pool, lambda: self._build(request, images, videos, pressure)
                 )
         except TimeoutError:
             raise DeadlineExceeded(_deadline_sentence(job) + " before its prompt was ready.") from None
         if job.is_cancelled:
             raise Cancelled("The request was cancelled.")
-        parser = self._parser(request, built)
-        engine_request = self._engine_request(job, built, sampling, parser)
-        return Prepared(engine_request, built, provenance, self._assembler(request, built, parser))
+        engine_request = self._engine_request(request, job.deadline, built, sampling, parser, grammar)
+        assembler = self._assembler(request, parser)
+        assembler.notes.extend(grammar.notes if grammar is not None else ())
+        return Prepared(engine_request, built, provenance, assembler)
 
-    async def _load_media(self, request: GenerationRequest, deadline: float | None) -> tuple[list[Any], list[Any]]:
-        parts = self._builder.media_of(request)
-        if not parts:
-            return [], []
+    async def _load_media(
+        self, request: GenerationRequest, deadline: float | None
+    ) -> tuple[GenerationRequest, Sequence[Any], Sequence[Any]]:
+        """The request as the template can take it, with its images and clips decoded."""
+        if not any(isinstance(part, MediaPart) for message in request.messages for part in message.parts):
+            return request, (), ()
+        request, parts = self._builder.place_media(request)
         media = self._media
         if media is None:
             raise InvalidRequest("This server takes no images or videos.", param=parts[0].param)
-        return await self._in_pool(self._media_pool, lambda: media.load(parts, deadline=deadline))
+        images, videos = await self._in_pool(self._media_pool, lambda: media.load(parts, deadline=deadline))
+        return self._builder.frames_as_images(request, images, videos)
+
+    def _build(
+        self, request: GenerationRequest, images: Sequence[Any], videos: Sequence[Any], pressure: Pressure
+    ) -> tuple[BuiltPrompt, OutputParser | None, CompiledGrammar | None]:
+        """Prompt, parser and grammar. In a worker thread."""
+        built = self._builder.build(request, images, videos, pressure)
+        parser = self._parser(request, built)
+        return built, parser, self._grammar_of(request, parser)
+
+    def _grammar_of(self, request: GenerationRequest, parser: OutputParser | None) -> CompiledGrammar | None:
+        is_forced = request.tool_choice.mode in ("required", "named") or any(t.strict for t in visible_tools(request))
+        if request.output_format is None and not is_forced:
+            return None
+        if self._grammar is None:
+            raise InvalidRequest(
+                "This server cannot force the shape of an answer.",
+                param="response_format" if request.output_format is not None else "tool_choice",
+            )
+        return self._grammar.request(
+            request.output_format,
+            visible_tools(request),
+            request.tool_choice,
+            is_parallel=request.parallel_tool_calls,
+            envelope=parser.envelope if parser is not None else None,
+        )
 
     def _parser(self, request: GenerationRequest, built: BuiltPrompt) -> OutputParser | None:
         if not request.parse_output or request.prompt is not None:
             return None
         reasoning = _named(self._parsing.reasoning_parser)
-        wants_tools = self._parsing.enable_auto_tool_choice or request.tool_choice.mode in ("required", "named")
+        tools = visible_tools(request)
         return pipeline.build(
-            tool_format=_named(self._parsing.tool_call_parser) if wants_tools else None,
+            tool_format=self._tool_format(request) if tools else None,
             reasoning_format=reasoning,
-            tools=[ToolSpec(t.name, t.parameters) for t in visible_tools(request)],
+            tools=[ToolSpec(t.name, t.parameters) for t in tools],
             starts_open=pipeline.prompt_opens_reasoning(reasoning, built.text or ""),
         )
 
+    def _tool_format(self, request: GenerationRequest) -> str | None:
+        if not self._parsing.enable_auto_tool_choice and request.tool_choice.mode == "auto":
+            return None
+        if not self._builder.template.traits.takes_tools:
+            return DESCRIBED_FORMAT  # the template knows no tools, so ours described them
+        return _named(self._parsing.tool_call_parser)
+
     def _engine_request(
-        self, job: Job, built: BuiltPrompt, sampling: SamplingParams, parser: OutputParser | None
+        self,
+        request: GenerationRequest,
+        deadline: float,
+        built: BuiltPrompt,
+        sampling: SamplingParams,
+        parser: OutputParser | None,
+        grammar: CompiledGrammar | None,
     ) -> Request:
-        request = job.request
         return Request(
             id=request.id,
             prompt=built.prompt,
@@ -272,17 +318,27 @@ class GenerationService:
             sampling=sampling,
             stop_token_ids=frozenset(self._profile.eos_token_ids) | frozenset(request.stop_token_ids),
             ignore_eos=request.sampling.ignore_eos,
-            deadline=job.deadline,
+            deadline=deadline,
             priority=request.priority,
             namespace=request.namespace,
-            make_constraint=self._constraint(request),
+            make_constraint=grammar.maker(self._reasoning_before(request, built, parser)) if grammar else None,
             thinking=self._thinking_budget(request, parser),
             repetition_policy=request.repetition_policy or self._guards.repetition_policy,
             num_prompt_logprobs=request.num_prompt_logprobs,
         )
 
-    def _constraint(self, request: GenerationRequest) -> Callable[[], Constraint] | None:
-        return None
+    def _reasoning_before(
+        self, request: GenerationRequest, built: BuiltPrompt, parser: OutputParser | None
+    ) -> ReasoningTokens | None:
+        """What a grammar must let pass before it begins; None when the answer starts at once."""
+        markers = parser.reasoning_markers if parser is not None else None
+        if parser is None or markers is None or request.reasoning.enabled is False:
+            return None
+        if not parser.is_reasoning_open and (built.text or "").rstrip().endswith(markers.end.strip()):
+            return None  # the template has closed the reasoning already
+        return ReasoningTokens(
+            self._ids_of(markers.start), self._ids_of(markers.end), starts_open=parser.is_reasoning_open
+        )
 
     def _thinking_budget(self, request: GenerationRequest, parser: OutputParser | None) -> ThinkingBudget | None:
         markers = parser.reasoning_markers if parser is not None else None
@@ -297,9 +353,7 @@ class GenerationService:
             starts_open=parser.is_reasoning_open,
         )
 
-    def _assembler(
-        self, request: GenerationRequest, built: BuiltPrompt, parser: OutputParser | None
-    ) -> OutputAssembler:
+    def _assembler(self, request: GenerationRequest, parser: OutputParser | None) -> OutputAssembler:
         markers = parser.reasoning_markers if parser is not None else None
         counter = None
         if parser is not None and markers is not None:

@@ -31,6 +31,9 @@ _RESERVED = frozenset(
 )
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
+DESCRIBED_FORMAT = "hermes"
+"""The format in which tools are described to models whose template knows none (`_describe_tools`)."""
+
 Turn = dict[str, Any]
 
 
@@ -48,14 +51,17 @@ class Traits:
     takes_tool_turns: bool = False
     wants_arguments_as_text: bool = False
     reasoning_key: str | None = None
+    media: frozenset[tuple[str, str]] = frozenset()
+    """(role, kind) of the media parts for which it writes a placeholder."""
 
 
 class ChatTemplate:
-    """One model's template."""
+    """One model's template. `placeholders`: how the model's processor wants each kind of media written."""
 
-    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str, placeholders: Mapping[str, str] | None = None) -> None:
         self._tokenizer = tokenizer
         self.source = source
+        self._placeholders = dict(placeholders or {})
 
     def render(
         self,
@@ -97,6 +103,27 @@ class ChatTemplate:
         names = {call.id: call.name for m in messages for call in m.tool_calls}
         return [self._turn(m, names) for m in messages]
 
+    def place_media(self, messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+        """Media where the template writes them: those of a tool or system turn that it would not write there go into a
+        user turn right behind (behind all results, where several follow each other)."""
+        placed: list[ChatMessage] = []
+        waiting: list[MediaPart] = []
+        for message in messages:
+            if waiting and message.role != "tool":
+                placed.append(ChatMessage("user", tuple(waiting)))
+                waiting = []
+            kinds = {p.kind for p in message.parts if isinstance(p, MediaPart)}
+            if message.role in ("tool", "system") and not self._writes(message.role, kinds):
+                waiting += [p for p in message.parts if isinstance(p, MediaPart)]
+                note = TextPart("[see the next message]") if not message.text else TextPart("")
+                texts = tuple(p for p in message.parts if isinstance(p, TextPart))
+                message = replace(message, parts=(*texts, note))
+            placed.append(message)
+        return (*placed, ChatMessage("user", tuple(waiting))) if waiting else tuple(placed)
+
+    def _writes(self, role: str, kinds: set[str]) -> bool:
+        return all((role, kind) in self.traits.media for kind in kinds)
+
     def check_variables(self, variables: Mapping[str, Any]) -> None:
         for name in variables:
             if name in _RESERVED:
@@ -107,7 +134,7 @@ class ChatTemplate:
 
     @cached_property
     def traits(self) -> Traits:
-        return read_traits(self._apply, self.source)
+        return read_traits(self._apply, self.source, self._placeholders)
 
     def _apply(self, turns: Sequence[Turn], **options: Any) -> str:
         text = self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False, **options)
@@ -139,7 +166,11 @@ class ChatTemplate:
 
     def _content(self, message: ChatMessage) -> str | list[Turn]:
         parts = merged_parts(message)
-        if any(isinstance(p, MediaPart) for p in parts) or not self.traits.takes_strings:
+        kinds = {p.kind for p in parts if isinstance(p, MediaPart)}
+        if kinds and self.traits.takes_strings and not self._writes(message.role, kinds):
+            # A template that knows no media: the placeholders are written for it.
+            return "\n".join(p.text if isinstance(p, TextPart) else self._placeholders.get(p.kind, "") for p in parts)
+        if kinds or not self.traits.takes_strings:
             return [{"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": p.kind} for p in parts]
         return "".join(p.text for p in parts if isinstance(p, TextPart))
 
@@ -276,7 +307,7 @@ _TOOL = {
 }
 
 
-def read_traits(apply: Callable[..., str], source: str) -> Traits:
+def read_traits(apply: Callable[..., str], source: str, placeholders: Mapping[str, str]) -> Traits:
     def render(*turns: Turn, **options: Any) -> str:
         try:
             return apply(list(turns), **{"add_generation_prompt": True, **options})
@@ -300,6 +331,19 @@ def read_traits(apply: Callable[..., str], source: str) -> Traits:
     with_object = render(user, call({"probe_key": "v"}), result, answer, user, tools=[_TOOL])
     with_text = render(user, call('{"probe_key": "v"}'), result, answer, user, tools=[_TOOL])
     called = with_object if "probe-r" in with_object else with_text
+
+    def media_roles(kind: str, placeholder: str) -> list[str]:
+        """The roles in whose turns the template writes this kind of media."""
+        parts = [{"type": kind}, {"type": "text", "text": "probe-m"}]
+        seen = {
+            "user": render({"role": "user", "content": parts}),
+            "system": render({"role": "system", "content": parts}, user),
+            "assistant": render(user, {"role": "assistant", "content": parts}, user),
+            "tool": render(user, call({"probe_key": "v"}), {**result, "content": parts}, user, tools=[_TOOL])
+            or render(user, call("{}"), {**result, "content": parts}, user, tools=[_TOOL]),
+        }
+        return [role for role, text in seen.items() if placeholder in text and "probe-m" in text]
+
     later = render(user, answer, say("system", "probe-s"), user, answer, user)
     return Traits(
         takes_strings=takes_strings,
@@ -314,6 +358,7 @@ def read_traits(apply: Callable[..., str], source: str) -> Traits:
         takes_tool_turns="probe-r" in called and "probe_tool" in called,
         wants_arguments_as_text=_is_better_as_text(with_object, with_text),
         reasoning_key=next((k for k in _REASONING_KEYS if _mentions_field(source, k)), None),
+        media=frozenset((role, kind) for kind, text in placeholders.items() for role in media_roles(kind, text)),
     )
 
 

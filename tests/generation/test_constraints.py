@@ -1,0 +1,141 @@
+"""How the service joins grammars, parsers and budgets: which constraint reaches the engine, and when it begins."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
+
+from tests.fakes import MARKERS, SPECIAL_TOKENS, ByteTokenizer, FakeEngine, fake_service
+from tests.grammars import takes
+from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation.detokenizer import byte_alphabet
+from vllm_mlx.generation.events import collect
+from vllm_mlx.generation.grammar import GrammarCompiler
+from vllm_mlx.generation.request import (
+    ChatMessage,
+    GenerationRequest,
+    OutputFormat,
+    ReasoningOptions,
+    TextPart,
+    Tool,
+    ToolChoice,
+)
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Bonn", "Ulm"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = Tool("weather", "Says it.", SCHEMA, strict=True)
+CLOCK = Tool("clock", "Says it.", {"type": "object", "properties": {}}, strict=True)
+FAKE = ByteTokenizer()
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    """The compiler over the ids of ByteTokenizer."""
+    tokenizer = Tokenizer(models.BPE(vocab={c: b for c, b in byte_alphabet().items()}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_tokens(list(MARKERS))
+    assert tokenizer.token_to_id("</tool_call>") == FAKE.id_of("</tool_call>")
+    ends = [FAKE.id_of("<|im_end|>"), FAKE.id_of("<|endoftext|>")]
+    return GrammarCompiler(tokenizer.to_str, vocab_size=len(FAKE), eos_token_ids=ends)
+
+
+def ask(**fields):
+    return GenerationRequest(id="r", messages=(ChatMessage("user", (TextPart("Hi"),)),), **fields)
+
+
+async def constraint_of(grammar, request, reply="x"):
+    engine = FakeEngine(reply=reply)
+    message = await collect(fake_service(engine, grammar=grammar).generate(request))
+    make = engine.requests[0].make_constraint
+    return (make() if make is not None else None), message
+
+
+def accepts(constraint, text):
+    return takes(constraint, FAKE.encode(text))
+
+
+async def test_an_output_format_constrains_the_answer_from_its_start(grammar):
+    wanted = OutputFormat("json_schema", SCHEMA)
+    off = ReasoningOptions(enabled=False)
+    assert accepts((await constraint_of(grammar, ask(output_format=wanted, reasoning=off)))[0], '{"city": "Bonn"}')
+    assert not accepts((await constraint_of(grammar, ask(output_format=wanted, reasoning=off)))[0], '{"city": "Köln"}')
+    assert not accepts((await constraint_of(grammar, ask(output_format=wanted, reasoning=off)))[0], "<think>")
+
+
+async def test_with_thinking_the_constraint_begins_behind_the_reasoning(grammar):
+    wanted = OutputFormat("json_schema", SCHEMA)
+    for text in ('<think>anything {"</think>{"city": "Ulm"}', '{"city": "Ulm"}'):
+        assert accepts((await constraint_of(grammar, ask(output_format=wanted)))[0], text)
+    open_prompt = ask(output_format=wanted, template_kwargs={"open_thinking": True})
+    assert accepts((await constraint_of(grammar, open_prompt))[0], 'free words</think>{"city": "Ulm"}')
+    assert not accepts((await constraint_of(grammar, open_prompt))[0], "free words</think>more")
+
+
+async def test_completions_are_constrained_too(grammar):
+    engine = FakeEngine()
+    request = GenerationRequest(id="r", prompt="Say:", output_format=OutputFormat("choice", ("yes", "no")))
+    await collect(fake_service(engine, grammar=grammar).generate(request))
+    assert accepts(engine.requests[0].make_constraint(), "yes")
+    assert not accepts(engine.requests[0].make_constraint(), "maybe")
+
+
+def call(name, arguments):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "is_allowed"),
+    [
+        (ToolChoice("required"), call("weather", {"city": "Ulm"}), True),
+        (ToolChoice("required"), call("clock", {}), True),
+        (ToolChoice("required"), "Hello", False),
+        (ToolChoice("named", "weather"), call("weather", {"city": "Ulm"}), True),
+        (ToolChoice("named", "weather"), call("clock", {}), False),
+        (ToolChoice("auto"), "Hello", True),
+        (ToolChoice("auto"), "Well. " + call("weather", {"city": "Ulm"}), True),
+        (ToolChoice("auto"), call("weather", {"city": "Rome"}), False),
+    ],
+)
+async def test_the_tool_choice_is_enforced_on_the_tokens(grammar, choice, text, is_allowed):
+    request = ask(tools=(WEATHER, CLOCK), tool_choice=choice, reasoning=ReasoningOptions(enabled=False))
+    constraint, message = await constraint_of(grammar, request, reply=text)
+    assert accepts(constraint, text) == is_allowed
+    if is_allowed:
+        assert message.finished.reason == ("tool_calls" if "<tool_call>" in text else "stop")
+
+
+async def test_nothing_is_constrained_without_a_reason(grammar):
+    loose = Tool("weather", "", SCHEMA)
+    for fields in ({}, {"tools": (loose,)}, {"tools": (WEATHER,), "tool_choice": ToolChoice("none")}):
+        assert (await constraint_of(grammar, ask(**fields)))[0] is None
+
+
+async def test_an_unsupported_keyword_is_refused_before_anything_runs(grammar):
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    service = fake_service(grammar=grammar)
+    with pytest.raises(InvalidRequest, match="not"):
+        await collect(service.generate(ask(output_format=OutputFormat("json_schema", schema))))
+    assert service.num_live == 0
+
+
+async def test_a_server_without_grammars_refuses_rather_than_ignores():
+    for fields, param in (
+        ({"output_format": OutputFormat("json_object")}, "response_format"),
+        ({"tools": (WEATHER,), "tool_choice": ToolChoice("required")}, "tool_choice"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await collect(fake_service().generate(ask(**fields)))
+        assert caught.value.param == param
+
+
+async def test_an_answer_cut_by_the_limit_does_not_pretend_to_be_whole(grammar):
+    request = ask(output_format=OutputFormat("json_schema", SCHEMA), max_tokens=5)
+    _, message = await constraint_of(grammar, request, reply='{"city": "Bonn"}')
+    assert (message.text, message.finished.reason) == ('{"cit', "length")
