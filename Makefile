@@ -2,13 +2,17 @@
 #   PYTHON=python3.13 make test      another interpreter
 #   make serve MODEL=mlx-community/Qwen3-4B-Instruct-2507-4bit ARGS="--port 9000"
 
+#   make serve MLX=cuda13            MLX's CUDA backend instead of the CPU's (docs/cuda.md)
+
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed$(if $(MLX),-$(MLX))
 MODEL ?=
 ARGS ?=
 TESTS ?= tests
+# The backend chosen once stays: the environment remembers it.
+MLX ?= $(shell cat $(VENV)/.mlx 2>/dev/null)
 
 # The newest Python that is new enough. One that does not start (a version manager's shim, say) is passed over.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
@@ -32,8 +36,11 @@ $(STAMP): pyproject.toml constraints.txt vllm_mlx/blas.py $(wildcard vllm_mlx/na
 	else \
 		test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { \
 			echo "No virtual environment could be made; on Debian and Ubuntu install python3-venv, or install uv." >&2; exit 1; }; \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"; \
 	fi
+	@rm -f $(VENV)/.installed*
+	@if [ -n "$(MLX)" ]; then scripts/use_mlx_backend.sh $(BIN)/python "$(MLX)" && echo "$(MLX)" > $(VENV)/.mlx; fi
 	@$(BIN)/python -m vllm_mlx.blas
 	@touch $(STAMP)
 

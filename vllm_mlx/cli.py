@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VllmMlxError as error:
         print(f"vllm-mlx: {error}", file=sys.stderr)
         return 1
+    except ImportError as error:
+        if (error.name or "").startswith("vllm_mlx"):
+            raise  # a mistake of ours, which needs its traceback
+        print(f"vllm-mlx: a library cannot be imported: {error}; `vllm-mlx doctor` says what is here.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

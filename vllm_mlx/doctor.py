@@ -115,10 +115,14 @@ def libraries() -> list[str]:
 
 def machine(report: blas.BlasReport) -> list[str]:
     """System, MLX's device, BLAS and memory."""
-    from vllm_mlx.models.selftest import backend  # imports MLX, which must come after the BLAS
+    try:
+        from vllm_mlx.models.selftest import backend  # imports MLX, which must come after the BLAS
 
+        where = backend()
+    except ImportError as error:
+        where = f"MLX cannot be imported: {error}"
     return [f"system     {platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
-            f"backend    {backend()}", f"BLAS       {report}", *([f"           {report.path}"] if report.path else []),
+            f"backend    {where}", f"BLAS       {report}", *([f"           {report.path}"] if report.path else []),
             f"memory     {memory()}"]
 
 
