@@ -7,12 +7,12 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The backend chosen once stays: the environment remembers it.
+MLX ?= $(shell cat $(VENV)/.mlx 2>/dev/null)
 STAMP := $(VENV)/.installed$(if $(MLX),-$(MLX))
 MODEL ?=
 ARGS ?=
 TESTS ?= tests
-# The backend chosen once stays: the environment remembers it.
-MLX ?= $(shell cat $(VENV)/.mlx 2>/dev/null)
 
 # The newest Python that is new enough. One that does not start (a version manager's shim, say) is passed over.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
