@@ -1,7 +1,6 @@
 # Everything from nothing: `make serve` and `make test` each set up what they need, and need only Python 3.11+ and make.
 #   PYTHON=python3.13 make test      another interpreter
 #   make serve MODEL=mlx-community/Qwen3-4B-Instruct-2507-4bit ARGS="--port 9000"
-
 #   make serve MLX=cuda13            MLX's CUDA backend instead of the CPU's (docs/cuda.md)
 
 SHELL := /bin/sh
@@ -28,7 +27,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt vllm_mlx/blas.py $(wildcard vllm_mlx/native/*.c)
+$(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --python "$(PYTHON)" $(VENV); \
