@@ -15,6 +15,7 @@ from vllm_mlx import __version__, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.generation.sources import MediaSources
@@ -115,6 +116,11 @@ class Backend:
             parsing=settings.parsing,
             media=media_loader(settings) if loaded[0].media is not None else None,
             expander=loaded[0].media,
+            grammar=GrammarCompiler.for_tokenizer(
+                loaded[0].tokenizer,
+                vocab_size=loaded[0].profile.vocab_size,
+                eos_token_ids=loaded[0].profile.eos_token_ids,
+            ),
         )
         return cls(
             settings=settings,

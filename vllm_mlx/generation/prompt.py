@@ -40,7 +40,8 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 class MediaExpander(Protocol):
     """`models/media.py` makes one: the model's own processor. `placeholders`: how it wants each kind written."""
 
-    placeholders: Mapping[str, str]
+    @property
+    def placeholders(self) -> Mapping[str, str]: ...
 
     def expand(
         self, text: str, images: Sequence[Any], videos: Sequence[Any]

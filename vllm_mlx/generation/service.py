@@ -148,7 +148,7 @@ class GenerationService:
         self._prompt_pool = ThreadPoolExecutor(prompt_workers, "prompt")
         # Downloads wait for the network; they must not keep prompts waiting.
         self._media_pool = ThreadPoolExecutor(media_workers, "media")
-        self._prompt_pool.submit(self._builder.warm_up)
+        self._prompt_pool.submit(self._warm_up)
         self._jobs: dict[str, Job] = {}
         self._marker_ids: dict[str, tuple[int, ...]] = {}
 
@@ -217,6 +217,15 @@ class GenerationService:
         """Drop the worker threads; call it when nothing runs any more."""
         self._prompt_pool.shutdown(wait=False, cancel_futures=True)
         self._media_pool.shutdown(wait=False, cancel_futures=True)
+
+    def _warm_up(self) -> None:
+        """What the first request would otherwise wait for (the grammar's view of a large vocabulary takes seconds)."""
+        self._builder.warm_up()
+        if self._grammar is not None:
+            try:
+                self._grammar.prepare()
+            except InvalidRequest as error:
+                log.warning("%s", error)
 
     # ── before the engine ───────────────────────────────────────────────────────────────────────────────────────────
 
