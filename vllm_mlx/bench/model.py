@@ -109,7 +109,7 @@ def _corpus() -> Iterator[str]:
 
 def _silent_rows(tokenizer: Tokenizer) -> list[int]:
     """Ids that must never be generated: special tokens, and bytes that are no character by themselves."""
-    special = [tokenizer.token_to_id(name) for name in SPECIAL]
+    special = list(range(len(SPECIAL)))  # the trainer puts them first
     broken = [i for i in range(VOCAB) if i not in special and "\ufffd" in tokenizer.decode([i])]
     return special + broken
 

@@ -1,0 +1,158 @@
+"""`vllm-mlx bench`: measures this server, the engine alone, mlx-lm's server, or any OpenAI-compatible URL.
+
+Without a URL it builds its own small model, starts the servers itself, and ends them. Targets take turns within each
+round, on the same prompts, so that a busy machine hurts all alike; medians over the rounds are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from vllm_mlx.bench import numbers, servers, workloads
+from vllm_mlx.bench.client import Endpoint
+from vllm_mlx.bench.measure import summarize
+from vllm_mlx.bench.model import SIZES, build
+from vllm_mlx.bench.report import Report, Run
+from vllm_mlx.bench.targets import HttpTarget, OfflineTarget, Target
+from vllm_mlx.errors import SettingsError
+
+TABLE_WIDTH = 150
+# Random weights often fall into loops, and every answer must have its full length. Others ignore the field.
+EXTRA = {"repetition_policy_override": "off"}
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns the exit code: 1 when a number was missed or a request failed."""
+    options = parse(argv)
+    is_shown = sys.stderr.isatty() if options.json == "-" else sys.stdout.isatty()
+    console = Console(stderr=options.json == "-", width=None if is_shown else TABLE_WIDTH)
+    report = Report()
+    asyncio.run(_measure(options, report, console))
+    report.show(console)
+    if options.json == "-":
+        print(report.to_json())
+    elif options.json:
+        Path(options.json).write_text(report.to_json() + "\n")
+    is_good = all(n.is_met for n in report.numbers) and not any(r.summary.num_failed for r in report.runs)
+    return 0 if is_good and report.runs else 1
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags, checked; raises SettingsError."""
+    parser = argparse.ArgumentParser(
+        prog="vllm-mlx bench", allow_abbrev=False, description=__doc__.split("\n\n")[1].replace("\n", " ")
+    )
+    parser.add_argument("model", nargs="?", help="model to start servers on; otherwise one of random weights is built")
+    parser.add_argument("--numbers", action="store_true", help="measure the numbers this server promises")
+    parser.add_argument("--url", help="measure this running server instead of starting one, e.g. http://host:8000/v1")
+    parser.add_argument("--compare", metavar="URL", action="append", default=[],
+                        help="a second running server, interleaved with the first; may be repeated")
+    parser.add_argument("--rival", choices=("mlx-lm",),
+                        help="start mlx-lm's server too, on our BLAS and as it installs")
+    parser.add_argument("--rival-python", default=sys.executable, metavar="PATH",
+                        help="interpreter whose mlx-lm is started as it installs")
+    parser.add_argument("--offline", action="store_true", help="measure the engine alone, in a process of its own, too")
+    parser.add_argument("--served-name", default="default", metavar="ID", help="model id sent to --url and --compare")
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_MLX_API_KEY"), help="key for --url and --compare")
+    parser.add_argument("--workload", default="short,shared,multi-turn", metavar="NAMES",
+                        help=f"comma-separated, of {', '.join(workloads.WORKLOADS)}")
+    parser.add_argument("--streams", default="1,16", metavar="NS", help="comma-separated numbers of concurrent streams")
+    parser.add_argument("--requests", type=int, metavar="N", help="requests a run; otherwise one a stream")
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer")
+    parser.add_argument("--prompt-tokens", type=int, default=2000, metavar="N", help="length of long prompts, about")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--size", choices=tuple(SIZES), default="30m", help="of the model that is built")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the built model is kept")
+    parser.add_argument("--json", metavar="FILE", help="write all runs here; `-` for standard output")
+    options = parser.parse_args(list(argv))
+    options.workload = options.workload.split(",")
+    if unknown := [name for name in options.workload if name not in workloads.WORKLOADS]:
+        raise SettingsError(f"--workload does not know {unknown[0]!r}; choose of {', '.join(workloads.WORKLOADS)}.")
+    try:
+        options.streams = [int(number) for number in options.streams.split(",")]
+    except ValueError:
+        raise SettingsError(f"--streams takes numbers separated by commas, not {options.streams!r}.") from None
+    for flag, value in (("--rounds", options.rounds), ("--max-tokens", options.max_tokens),
+                        ("--requests", options.requests or 1), ("--streams", min(options.streams)),
+                        ("--prompt-tokens", options.prompt_tokens)):  # fmt: skip
+        if value < 1:
+            raise SettingsError(f"{flag} must be at least 1, not {value}.")
+    if options.url and (options.rival or options.offline or options.model):
+        raise SettingsError("--url measures a running server; MODEL, --rival and --offline start their own. Give one.")
+    if options.compare and not options.url:
+        raise SettingsError("--compare needs --url, the server to compare with.")
+    if options.numbers and options.url:
+        raise SettingsError("--numbers starts its own servers; leave --url out.")
+    return options
+
+
+async def _measure(options: argparse.Namespace, report: Report, console: Console) -> None:
+    async with AsyncExitStack() as stack:
+        targets = await _targets(options, stack, console)
+        console.print(f"measuring {', '.join(targets)} ...")
+        if options.numbers:
+            await numbers.measure(
+                targets, report, num_rounds=options.rounds, max_tokens=options.max_tokens, seed=options.seed
+            )
+        else:
+            await _measure_workloads(options, list(targets.values()), report)
+
+
+async def _measure_workloads(options: argparse.Namespace, targets: list[Target], report: Report) -> None:
+    for round_number in range(options.rounds):
+        turn = round_number % len(targets)
+        for number, workload in enumerate(options.workload):
+            for num_streams in options.streams:
+                for target in targets[turn:] + targets[:turn]:
+                    conversations = workloads.make(
+                        workload,
+                        options.requests or num_streams,
+                        seed=options.seed + 1000 * round_number + 100 * number + num_streams,
+                        max_tokens=options.max_tokens,
+                        prompt_tokens=options.prompt_tokens,
+                    )
+                    summary = summarize(await target.run(conversations, num_streams))
+                    report.runs.append(Run(target.name, workload, num_streams, round_number, summary))
+
+
+async def _targets(options: argparse.Namespace, stack: AsyncExitStack, console: Console) -> dict[str, Target]:
+    """What is to be measured, by name; servers that were started end with the stack."""
+    if options.url:
+        urls = [options.url, *options.compare]
+        return {url: HttpTarget(url, Endpoint(url, options.served_name, options.api_key), EXTRA) for url in urls}
+    model = options.model or str(build(options.folder or default_folder(), options.size))
+    console.print(f"model: {model}")
+    targets: dict[str, Target] = {}
+
+    async def start(name: str, make: list[str], port: int, model_id: str) -> None:
+        endpoint = await stack.enter_async_context(servers.running(make, port, model_id))
+        targets[name] = HttpTarget(name, endpoint, EXTRA)
+
+    port = servers.free_port()
+    await start(numbers.OURS, servers.ours(model, port), port, "default")
+    if options.offline or options.numbers:
+        offline = await OfflineTarget.start(model)
+        stack.push_async_callback(offline.stop)
+        targets[offline.name] = offline
+    if options.rival:
+        for name, with_our_blas in ((numbers.SAME_BLAS, True), (numbers.AS_INSTALLED, False)):
+            port = servers.free_port()
+            python = sys.executable if with_our_blas else options.rival_python
+            command = servers.mlx_lm(model, port, with_our_blas=with_our_blas, python=python)
+            await start(name, command, port, "default_model")
+    return targets
+
+
+def default_folder() -> Path:
+    """Where built models are kept: the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vllm-mlx"

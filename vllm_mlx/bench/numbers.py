@@ -1,0 +1,94 @@
+"""The numbers this server promises, each measured with both sides in one run, interleaved round by round.
+
+  HTTP cost     throughput over HTTP against the engine alone, at 1 and 32 streams
+  prefix reuse  tokens computed for a long prompt that was seen before, but for its last line
+  mlx-lm        throughput of both servers on the same model and BLAS, at 1 and 16 streams; and as each installs
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+
+from vllm_mlx.bench import workloads
+from vllm_mlx.bench.measure import summarize
+from vllm_mlx.bench.report import Number, Report, Run
+from vllm_mlx.bench.targets import HttpTarget, Target
+
+OURS, ENGINE = "vllm-mlx", "engine in process"
+SAME_BLAS, AS_INSTALLED = "mlx-lm, our BLAS", "mlx-lm as installed"
+BLOCK = 64
+
+# (streams, targets): what is run in each round. The installed mlx-lm is slow enough to be asked for less.
+CASES: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (1, (OURS, ENGINE, SAME_BLAS)),
+    (16, (OURS, SAME_BLAS, AS_INSTALLED)),
+    (32, (OURS, ENGINE)),
+)
+
+
+async def measure(targets: Mapping[str, Target], report: Report, *, num_rounds: int, max_tokens: int, seed: int
+                  ) -> None:
+    """Run all cases on the targets there are, and add the numbers they give to the report."""
+    for round_number in range(num_rounds):
+        for case, (num_streams, names) in enumerate(CASES):
+            present = [targets[name] for name in names if name in targets]
+            order = present[round_number % len(present) :] + present[: round_number % len(present)]
+            for target in order:
+                conversations = workloads.make(
+                    "short", num_streams, seed=seed + 100 * round_number + case, max_tokens=max_tokens
+                )
+                summary = summarize(await target.run(conversations, num_streams))
+                report.runs.append(Run(target.name, "short", num_streams, round_number, summary))
+    if ENGINE in targets:
+        for num_streams in (1, 32):
+            add_ratio(report, f"HTTP cost at {num_streams} streams", ENGINE, OURS, num_streams, limit=10, as_cost=True)
+    if SAME_BLAS in targets:
+        add_ratio(report, "16 streams, times mlx-lm on the same BLAS", OURS, SAME_BLAS, 16, limit=1.3)
+        add_ratio(report, "1 stream, times mlx-lm on the same BLAS", OURS, SAME_BLAS, 1, limit=1.0)
+    if AS_INSTALLED in targets:
+        add_ratio(report, "16 streams, times mlx-lm as each installs", OURS, AS_INSTALLED, 16, limit=6)
+    ours = targets[OURS]
+    assert isinstance(ours, HttpTarget)
+    await measure_reuse(ours, report, seed=seed, num_rounds=num_rounds)
+
+
+def add_ratio(
+    report: Report, name: str, first: str, second: str, num_streams: int, *, limit: float, as_cost: bool = False
+) -> None:
+    """Median over the rounds of first / second; as a cost, the share (percent) that the second loses."""
+    pairs = [_rates(report, target, num_streams) for target in (first, second)]
+    ratios = [a / b for a, b in zip(*pairs, strict=True) if b]
+    if as_cost:
+        costs = tuple(100 * (1 - 1 / ratio) for ratio in ratios)
+        report.numbers.append(Number(name, statistics.median(costs), limit, at_least=False, unit=" %", rounds=costs))
+    else:
+        report.numbers.append(Number(name, statistics.median(ratios), limit, at_least=True, unit="x",
+                                     rounds=tuple(ratios)))  # fmt: skip
+
+
+async def measure_reuse(target: HttpTarget, report: Report, *, seed: int, num_rounds: int) -> None:
+    """Tokens computed for the second of two prompts, beyond those that differ: one block at most."""
+    excess = []
+    for round_number in range(num_rounds):
+        first, second = workloads.repeated_with_new_line(seed + 1000 + round_number, max_tokens=4)
+        before = await target.run([first], 1)
+        after = await target.run([second], 1)
+        computed = (after[0].num_prompt_tokens or 0) - after[0].num_cached_tokens
+        old, new = await target.token_ids(first), await target.token_ids(second)
+        num_common = len(os.path.commonprefix([old, new]))
+        excess.append(float(computed - (len(new) - num_common)))
+        for step, traces in enumerate((before, after)):
+            report.runs.append(Run(target.name, f"2,000 tokens {('first', 'new last line')[step]}", 1, round_number,
+                                   summarize(traces)))  # fmt: skip
+    report.numbers.append(Number("2,000-token prompt, new last line: tokens computed beyond the new ones",
+                                 max(excess), BLOCK, at_least=False, rounds=tuple(excess)))  # fmt: skip
+
+
+def _rates(report: Report, target: str, num_streams: int) -> Sequence[float]:
+    return [
+        r.summary.tokens_per_s
+        for r in sorted(report.runs, key=lambda r: r.round)
+        if (r.target, r.workload, r.num_streams) == (target, "short", num_streams)
+    ]

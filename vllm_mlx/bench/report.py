@@ -1,0 +1,149 @@
+"""Runs as a table for people, and as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vllm_mlx.bench.measure import Percentiles, Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One round of one workload on one target."""
+
+    target: str
+    workload: str
+    num_streams: int
+    round: int
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A promise and what was measured. `rounds` are the single values that `value` is the median of."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool
+    unit: str = ""
+    rounds: tuple[float, ...] = ()
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass(slots=True)
+class Report:
+    runs: list[Run] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+
+    def median_of(self, target: str, workload: str, num_streams: int) -> float | None:
+        """Median throughput over the rounds."""
+        rates = [r.summary.tokens_per_s for r in self._select(target, workload, num_streams)]
+        return statistics.median(rates) if rates else None
+
+    def to_json(self) -> str:
+        document = {
+            "machine": machine(),
+            "runs": [asdict(run) for run in self.runs],
+            "numbers": [{**asdict(n), "is_met": n.is_met} for n in self.numbers],
+        }
+        return json.dumps(document, indent=1)
+
+    def show(self, console: Console) -> None:
+        if self.runs:
+            console.print(self._table())
+        if self.numbers:
+            console.print(self._numbers_table())
+        failures = [(r.target, r.workload, r.summary) for r in self.runs if r.summary.num_failed]
+        for target, workload, summary in failures:
+            console.print(f"{target}, {workload}: {summary.num_failed} failed, first: {summary.first_error}")
+
+    def _select(self, target: str, workload: str, num_streams: int) -> list[Run]:
+        return [
+            r for r in self.runs if (r.target, r.workload, r.num_streams) == (target, workload, num_streams)
+        ]
+
+    def _table(self) -> Table:
+        table = Table(title="Medians over the rounds; times in milliseconds")
+        for name in ("workload", "streams", "target"):
+            table.add_column(name)
+        for name in ("tok/s", "TTFT p50", "p95", "ITL p50", "p95", "p99", "prompt", "cached", "failed", "rounds"):
+            table.add_column(name, justify="right")
+        cases = list(dict.fromkeys((r.workload, r.num_streams, r.target) for r in self.runs))
+        for workload, num_streams, target in sorted(cases, key=lambda c: (c[0], c[1])):
+            runs = [r.summary for r in self._select(target, workload, num_streams)]
+            table.add_row(
+                workload, str(num_streams), target,
+                _shown(_median(s.tokens_per_s for s in runs)),
+                *_percentiles([s.ttft_ms for s in runs], "p50", "p95"),
+                *_percentiles([s.itl_ms for s in runs], "p50", "p95", "p99"),
+                _shown(_median(s.num_prompt_tokens for s in runs), 0),
+                _shown(_median(s.num_cached_tokens for s in runs), 0),
+                str(sum(s.num_failed for s in runs)), str(len(runs)),
+            )  # fmt: skip
+        return table
+
+    def _numbers_table(self) -> Table:
+        table = Table(title="Numbers")
+        for name in ("number", "measured", "wanted", "", "rounds"):
+            table.add_column(name)
+        for number in self.numbers:
+            sign = ">=" if number.at_least else "<="
+            table.add_row(
+                number.name, f"{number.value:.2f}{number.unit}", f"{sign} {number.limit:g}{number.unit}",
+                "met" if number.is_met else "MISSED", " ".join(f"{value:.2f}" for value in number.rounds),
+            )  # fmt: skip
+        return table
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()  # not Linux
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _median(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
+
+
+def _percentiles(found: Sequence[Percentiles], *names: str) -> list[str]:
+    return [_shown(_median(getattr(p, name) for p in found)) for name in names]
+
+
+def _shown(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

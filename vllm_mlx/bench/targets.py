@@ -1,0 +1,121 @@
+"""What can be measured: a server behind a URL, or the engine in a process of its own. asyncio thread.
+
+Both take the same conversations and give the same traces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import httpx
+
+from vllm_mlx.bench.client import Endpoint, stream_chat
+from vllm_mlx.bench.measure import Trace
+from vllm_mlx.bench.workloads import Conversation
+from vllm_mlx.errors import VllmMlxError
+
+
+class Target(Protocol):
+    """`name` heads a column of the report."""
+
+    name: str
+
+    async def run(self, conversations: Sequence[Conversation], num_streams: int) -> list[Trace]:
+        """Play the conversations, `num_streams` at a time; one trace for each turn."""
+        ...
+
+
+class HttpTarget:
+    """An OpenAI-compatible server. `extra` is merged into each request's body."""
+
+    def __init__(self, name: str, endpoint: Endpoint, extra: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._extra = extra or {}
+
+    async def run(self, conversations: Sequence[Conversation], num_streams: int) -> list[Trace]:
+        todo = iter(conversations)
+        traces: list[Trace] = []
+
+        async def stream() -> None:
+            for conversation in todo:
+                traces.extend(await self._play(conversation))
+
+        await asyncio.gather(*(stream() for _ in range(min(num_streams, len(conversations)))))
+        return traces
+
+    async def token_ids(self, conversation: Conversation) -> list[int]:
+        """The conversation's first prompt as this server (one of ours) tokenizes it."""
+        url = self.endpoint.url.rstrip("/").removesuffix("/v1") + "/tokenize"
+        headers = {"authorization": f"Bearer {self.endpoint.api_key}"} if self.endpoint.api_key else {}
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.post(url, json={"messages": list(conversation.opening)}, headers=headers)
+        answer.raise_for_status()
+        return list(answer.json()["tokens"])
+
+    async def _play(self, conversation: Conversation) -> list[Trace]:
+        messages = list(conversation.opening)
+        traces = []
+        for turn, followup in enumerate((*conversation.followups, None)):
+            trace = await stream_chat(self.endpoint, self._body(messages, conversation.max_tokens))
+            trace.turn = turn
+            traces.append(trace)
+            if trace.error is not None or followup is None:
+                break
+            messages += [{"role": "assistant", "content": trace.text}, {"role": "user", "content": followup}]
+        return traces
+
+    def _body(self, messages: Iterable[dict[str, str]], max_tokens: int) -> dict[str, Any]:
+        return {
+            "model": self.endpoint.model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._extra,
+        }
+
+
+class OfflineTarget:
+    """`bench/offline.py` as a child process."""
+
+    name = "engine in process"
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, folder: str) -> OfflineTarget:
+        """Load the model; raises when that fails."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "vllm_mlx.bench.offline", folder,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 30,
+        )  # fmt: skip
+        target = cls(process)
+        await target._read()
+        return target
+
+    async def run(self, conversations: Sequence[Conversation], num_streams: int) -> list[Trace]:
+        job = {"conversations": [asdict(c) for c in conversations], "num_streams": num_streams}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        await self._process.stdin.drain()
+        return [Trace(**trace) for trace in await self._read()]
+
+    async def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    async def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise VllmMlxError(f"The engine's process ended with code {await self._process.wait()}; see above.")
+        return json.loads(line)
