@@ -245,7 +245,7 @@ class ThinkingTracker:
 
     def forced(self) -> int | None:
         """The token that must come next, if any."""
-        if not self._pending and self.is_open and self.num_reasoning - self._end.num_matched >= self._limit:
+        if not self._pending and self.is_open and self.num_reasoning >= self._limit:
             begun = self._end.num_matched
             self._pending = list(self._end.marker[begun:] if begun else self._forced)
         return self._pending[0] if self._pending else None
@@ -266,7 +266,7 @@ class ThinkingTracker:
 
     @property
     def needs_host_token(self) -> bool:
-        """A forced token may be due one step after the last token known here, so that token is needed first."""
+        """A forced token may be due before the host has read the two tokens that may be in flight."""
         return bool(self._pending) or self._limit - self.num_reasoning <= 2
 
 
