@@ -115,32 +115,38 @@ def _qwen3(out: Path, model_type: str) -> dict[str, Any]:
 def _llava(out: Path, model_type: str) -> dict[str, Any]:
     chat = _chat("{{ m.role|upper }}: ", "\n", "<image>\n", "ASSISTANT: ")
     ids = make_tokenizer(
-        out, specials=["<s>", "</s>", "<unk>", "<pad>", "<image>"], tokenizer_class="PreTrainedTokenizerFast",
-        chat_template=chat, pad="<pad>", eos="</s>",
+        out, specials=["<s>", "</s>", "<unk>", "<pad>", "<image>", "<video>"], chat_template=chat, pad="<pad>",
+        tokenizer_class="PreTrainedTokenizerFast", eos="</s>",
         extra={"bos_token": "<s>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"}},
     )  # fmt: skip
-    write_json(
-        out / "preprocessor_config.json",
-        dict(
-            _HALF, image_processor_type="CLIPImageProcessor", processor_class="LlavaProcessor", do_resize=True,
-            size=dict(shortest_edge=56), do_center_crop=True, crop_size=dict(height=56, width=56),
-            do_convert_rgb=True, resample=3,
-        ),
+    name = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}[model_type]
+    pinpoints = [[56, 112], [112, 56], [112, 112], [56, 168]]
+    siglip = model_type == "llava_onevision"
+    image = dict(
+        _HALF, image_processor_type="CLIPImageProcessor" if model_type == "llava" else f"{name}ImageProcessor",
+        processor_class=f"{name}Processor", do_resize=True, size=dict(shortest_edge=56), do_center_crop=True,
+        crop_size=dict(height=56, width=56), do_convert_rgb=True, resample=3, image_grid_pinpoints=pinpoints,
     )  # fmt: skip
+    if siglip:
+        image |= dict(size=dict(height=56, width=56), do_center_crop=False)
+    write_json(out / "preprocessor_config.json", image)
     write_json(
         out / "processor_config.json",
         dict(
-            processor_class="LlavaProcessor", patch_size=14, vision_feature_select_strategy="default",
-            image_token="<image>", num_additional_image_tokens=1,
+            processor_class=f"{name}Processor", patch_size=14, image_token="<image>", num_image_tokens=16,
+            vision_feature_select_strategy="full" if siglip else "default", video_token="<video>",
+            num_additional_image_tokens=0 if siglip else 1, vision_aspect_ratio="anyres_max_9",
         ),
     )  # fmt: skip
     return dict(
-        model_type="llava", image_token_index=ids["<image>"], vision_feature_layer=-2,
-        vision_feature_select_strategy="default", eos_token_id=[ids["</s>"]],
-        text_config=dict(_TEXT, model_type="llama", rope_theta=1e4),
+        model_type=model_type, image_token_index=ids["<image>"], vision_feature_layer=-1 if siglip else -2,
+        video_token_index=ids["<video>"], vision_feature_select_strategy="full" if siglip else "default",
+        eos_token_id=[ids["</s>"]], image_grid_pinpoints=pinpoints, use_image_newline_parameter=True,
+        vision_aspect_ratio="anyres_max_9", tie_word_embeddings=False,
+        text_config=dict(_TEXT, model_type="qwen2" if siglip else "llama", rope_theta=1e4),
         vision_config=dict(
-            _TOWER, model_type="clip_vision_model", num_hidden_layers=3, image_size=56, patch_size=14,
-            projection_dim=64,
+            _TOWER, model_type="siglip_vision_model" if siglip else "clip_vision_model", num_hidden_layers=3,
+            image_size=56, patch_size=14, projection_dim=64,
         ),
     )  # fmt: skip
 
@@ -319,6 +325,8 @@ VLM = {
     "smolvlm": _idefics,
     "idefics3": _idefics,
     "llava": _llava,
+    "llava_next": _llava,
+    "llava_onevision": _llava,
     "mistral3": _mistral3,
     "pixtral": _mistral3,
     "internvl_chat": _internvl,

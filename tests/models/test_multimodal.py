@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx_vlm
 import pytest
 from mlx_vlm.generate import generate_step
+from mlx_vlm.models.llava_onevision import Model as OneVision
 from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 from PIL.Image import Image
 
@@ -18,6 +20,7 @@ from tests.tiny_vlms import VLM_NAMES, picture
 from vllm_mlx.engine.request import Prompt, VideoFrames
 from vllm_mlx.errors import ModelLoadError
 from vllm_mlx.models import loader
+from vllm_mlx.models.families.llava_next import layout, pack
 
 NUM_TOKENS = 16
 
@@ -57,7 +60,7 @@ def mlx_vlm_inputs(folder: Path, text: str, images: Sequence[Image], **extra: An
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2])
-@pytest.mark.parametrize("name", [n for n in VLM_NAMES if n != "llava"])
+@pytest.mark.parametrize("name", [n for n in VLM_NAMES if n not in ("llava", "llava_next")])
 def test_tokens_equal_mlx_vlm(name: str, num_images: int, tiny_model: Callable[..., Path]) -> None:
     folder = tiny_model(name)
     loaded = loader.load(folder)
@@ -87,6 +90,29 @@ def test_llava_tokens_equal_mlx_vlm_given_the_same_pixels(tiny_model: Callable[.
     }
     expected = mlx_vlm_greedy(folder, inputs, NUM_TOKENS)
     assert greedy(loaded.model, token_ids, NUM_TOKENS, media=spans) == expected
+
+
+@pytest.mark.parametrize("size", [(96, 72), (40, 200), (56, 56), (300, 100)])
+def test_llava_next_packs_tiles_as_llava_onevision_does(size: tuple[int, int], tiny_model: Callable[..., Path]) -> None:
+    """mlx-vlm's own LLaVA-NeXT cannot be the oracle: its features do not fit the tokens its processor writes."""
+    loaded = loader.load(tiny_model("llava_next"))
+    assert loaded.media is not None
+    pinpoints = loaded.processor.image_processor.image_grid_pinpoints
+    at = layout(size[1], size[0], pinpoints, 56, 14)
+    features = mx.random.normal((1 + at.tile_rows * at.tile_columns, 16, 8))
+    newline = mx.random.normal((8,))
+    config = SimpleNamespace(image_grid_pinpoints=pinpoints, vision_config=SimpleNamespace(image_size=56))
+    onevision = SimpleNamespace(patches_per_side=4, config=config, image_newline=newline, max_num_patches=1000)
+    (expected,) = OneVision.pack_image_features(onevision, [features], [(size[1], size[0])])
+    packed = pack(features, at, newline)
+    assert packed.shape[0] == at.num_tokens
+    assert mx.array_equal(packed, expected)
+    token_ids, (span,) = loaded.media.expand("<image>", [picture(1, size)])
+    assert span.length == at.num_tokens == loaded.model.encode(span).embeddings.shape[0]
+    assert (
+        list(token_ids)
+        == mlx_vlm_inputs(tiny_model("llava_next"), "<image>", [picture(1, size)])["input_ids"][0].tolist()
+    )
 
 
 @pytest.mark.parametrize("name", VLM_NAMES)

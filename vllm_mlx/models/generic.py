@@ -81,16 +81,27 @@ class GenericMRopeFamily(GenericFamily, ThreeAxisFamily):
         return MRopeState(positions=axes[:, 0], delta=int(np.asarray(delta).reshape(-1)[0]))
 
 
-# Decoders that read images by cross-attention, or through a cache and positions of their own.
-_NOT_RUNNABLE = frozenset({"mllama", "florence2", "phi3_v", "phi4mm", "moondream2", "moondream3"})
+# Why a model cannot run as a decoder over embeddings, in chunks, with a prefix cache.
+_NOT_RUNNABLE = {
+    "mllama": "reads images by cross-attention",
+    "florence2": "is an encoder with a decoder",
+    "paligemma": "reads its whole prompt in both directions, which chunks and a prefix cache do not allow",
+    "phi3_v": "keeps image positions of its own",
+    "phi4mm": "switches adapters by what a prompt holds",
+    "moondream2": "generates by a method of its own",
+    "moondream3": "generates by a method of its own",
+}
 
 
 def find_generic_family(model: Any, name: str, model_type: str) -> type[Family]:
     """A family for a model without a file; refuses models that are no decoder over embeddings."""
     language_model = getattr(model, "language_model", None)
-    if model_type in _NOT_RUNNABLE or language_model is None or not hasattr(model, "get_input_embeddings"):
+    reason = _NOT_RUNNABLE.get(model_type)
+    if reason is None and (language_model is None or not hasattr(model, "get_input_embeddings")):
+        reason = "is not a decoder over embeddings"
+    if reason:
         raise ModelLoadError(
-            f"{name} has the architecture {model_type!r}, whose images this server cannot compute; "
+            f"{name} ({model_type}) {reason}, so this server cannot compute its images; "
             "serve it as a text model with --no-mllm, or choose another."
         )
     return GenericMRopeFamily if hasattr(language_model, "get_rope_index") else GenericFamily
