@@ -123,14 +123,20 @@ def _end_block(p: ToolParser, style: TagStyle) -> Steps[None]:
 def _read_head(p: ToolParser, attribute: str, end: str) -> Steps[tuple[str, dict[str, str]]]:
     """What a tag says about itself, up to its `>`: `=NAME`, or `name="NAME"` among attributes."""
     head, _ = yield from p.collect_until(end, limit=_MAX_HEAD)
-    attributes = {key: value.strip("\"'") for key, value in _ATTRIBUTE.findall(head)}
+    attributes: dict[str, str] = {}
     if head.startswith("="):
         name = head[1:].strip().strip("\"'")
     else:
+        ignored = [_ATTRIBUTE.sub("", head).strip()]
+        for match in _ATTRIBUTE.finditer(head):
+            key, value = match[1], match[2].strip("\"'")
+            if key not in attributes and (key == attribute or _EXPECTED.match(f"{key}={value}")):
+                attributes[key] = value
+            else:
+                ignored.append(match[0])
+        if any(ignored):
+            p.note(f"ignored {' '.join(filter(None, ignored))!r} in a tag")
         name = attributes.get(attribute, "").replace("&quot;", '"').replace("&amp;", "&")
-        expected = {key for key, value in attributes.items() if key == attribute or _EXPECTED.match(f"{key}={value}")}
-        if rest := _ATTRIBUTE.sub(lambda m: "" if m[1] in expected else m[0], head).strip():
-            p.note(f"ignored {rest!r} in a tag")
     if not name or "<" in name or "\n" in name:
         raise Broken("a tag without a name")
     return name, attributes

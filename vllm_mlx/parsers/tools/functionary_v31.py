@@ -10,7 +10,7 @@ from vllm_mlx.parsers.tools.functionary import Functionary
 class FunctionaryV31(Functionary):
     name = "functionary_v31"
     aliases = ("functionary_v3_1",)
-    signs = (Sign("<function=example_function_name>"), Sign("<function=", "</function>", "<|eom_id|>"))
+    signs = (Sign("<function=example_function_name>{"), Sign("<function=", "</function>", "<|eom_id|>"))
     envelope = Envelope(begin="<function=", middle=">", end="</function>", triggers=("<function=",))
 
 
