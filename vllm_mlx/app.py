@@ -18,6 +18,8 @@ from starlette.middleware.cors import CORSMiddleware
 from vllm_mlx import __version__
 from vllm_mlx.api import capabilities, control, errors, gauges, health, openapi, pages
 from vllm_mlx.api.access import RequestScope
+from vllm_mlx.api.anthropic import messages
+from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.auth import Authentication
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
@@ -34,6 +36,7 @@ ROUTERS = (
     completions.router,
     models.router,
     tokenize.router,
+    messages.router,
     capabilities.router,
     control.router,
     health.router,
@@ -45,6 +48,8 @@ WIRE_TYPES = (
     schemas.CompletionRequest,
     schemas.TokenizeRequest,
     schemas.DetokenizeRequest,
+    MessagesRequest,
+    CountTokensRequest,
 )
 
 DESCRIPTION = "Language and vision-language models on MLX, behind the OpenAI and Anthropic protocols."

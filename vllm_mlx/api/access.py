@@ -13,7 +13,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_mlx.api.errors import error_response
+from vllm_mlx.api.errors import error_response, is_anthropic
 from vllm_mlx.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,15 @@ class RequestScope:
         request_id = _given_id(scope) or f"req_{uuid.uuid4().hex[:24]}"
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 0
-        id_header = (b"x-request-id", request_id.encode())
+        id_headers = [(b"x-request-id", request_id.encode())]
+        if is_anthropic(scope["path"]):
+            id_headers.append((b"request-id", request_id.encode()))
 
         async def tagged_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), id_header]}
+                message = {**message, "headers": [*message.get("headers", ()), *id_headers]}
             await send(message)
 
         try:

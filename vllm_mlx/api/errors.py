@@ -24,6 +24,7 @@ from starlette.types import Scope
 
 from vllm_mlx.errors import (
     Cancelled,
+    ContextLengthExceeded,
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
@@ -56,13 +57,16 @@ class ErrorAnswer:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+    anthropic_message: str | None = None
     extra_headers: Mapping[str, str] = field(default_factory=dict)
 
     def openai(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def anthropic(self, request_id: str | None) -> dict[str, Any]:
-        message = f"{self.param}: {self.message}" if self.param and self.param not in self.message else self.message
+        message = self.anthropic_message or self.message
+        if self.param and self.param not in message and self.anthropic_message is None:
+            message = f"{self.param}: {message}"
         error = {"type": _ANTHROPIC_TYPES.get(self.status, "api_error"), "message": message}
         return {"type": "error", "error": error, "request_id": request_id}
 
@@ -112,6 +116,12 @@ def describe(error: BaseException) -> ErrorAnswer:
             )
         case UnknownModel():
             return ErrorAnswer(404, str(error), "invalid_request_error", "model_not_found", error.param or "model")
+        case ContextLengthExceeded():
+            # Agents look for these words, and shorten the conversation when they see them.
+            too_long = f"prompt is too long: {error.num_prompt_tokens} tokens > {error.context_tokens} maximum"
+            return ErrorAnswer(
+                400, str(error), "invalid_request_error", error.code, error.param, anthropic_message=too_long
+            )
         case InvalidRequest():
             return ErrorAnswer(400, str(error), "invalid_request_error", error.code, error.param)
         case Overloaded():

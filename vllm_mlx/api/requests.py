@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_mlx.api.choices import collect_choices, open_choices
+from vllm_mlx.api.choices import Indexed, collect_choices, open_choices
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.api.errors import HttpError, request_id_of
 from vllm_mlx.api.live import LiveRequest
@@ -88,17 +88,18 @@ class Job:
 async def run_stream(context: ServerContext, http: Request, job: Job, renderer: Renderer) -> Response:
     """Open the generations (errors until here have a status) and stream them."""
     async with watch_client(http.receive):
-        events = await _open(context, http, job)
+        events = await open_job(context, http, job)
     return EventStream(events, renderer)
 
 
 async def run_whole(context: ServerContext, http: Request, job: Job) -> list[Message]:
     """Every generation's message; a client that leaves ends them."""
     async with watch_client(http.receive):
-        return await collect_choices(await _open(context, http, job), len(job.requests))
+        return await collect_choices(await open_job(context, http, job), len(job.requests))
 
 
-async def _open(context: ServerContext, http: Request, job: Job) -> Any:
+async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGenerator[Indexed, None]:
+    """The job's events; iterate them or close them."""
     entry = LiveRequest(
         id=job.id,
         request_id=request_id_of(http.scope) or job.id,

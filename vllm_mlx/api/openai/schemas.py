@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-
-class WireModel(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+from vllm_mlx.api.wire import WireModel
 
 
 def _form(value: Any) -> str:

@@ -1,0 +1,67 @@
+"""POST /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_mlx.api.anthropic.convert import messages_request, prompt_request
+from vllm_mlx.api.anthropic.render import MessageRenderer, make_id
+from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from vllm_mlx.api.body import json_body, read_body
+from vllm_mlx.api.context import ServerContext, get_context
+from vllm_mlx.api.errors import request_id_of
+from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
+from vllm_mlx.api.sse import watch_client
+
+router = APIRouter(tags=["Anthropic"])
+
+Context = Annotated[ServerContext, Depends(get_context)]
+
+
+@router.post(
+    "/v1/messages",
+    summary="Answer a conversation",
+    description="Anthropic's Messages; streamed as server-sent events when `stream` is true.",
+    openapi_extra=json_body(MessagesRequest),
+)
+async def create_message(http: Request, context: Context) -> Response:
+    body = await read_body(http, MessagesRequest)
+    model = find_model(context, body.model)
+    caller = caller_of(http)
+    check_trust(context, caller, body.repetition_policy_override)
+    id = make_id()
+    request = messages_request(body, id=id, client=caller.name, namespace=caller.namespace, model=model.id)
+    job = Job(id=id, route="messages", model=model, requests=[request], is_stream=bool(body.stream))
+    cache = context.settings.cache
+    renderer = MessageRenderer(
+        id=id,
+        model=model.id,
+        request_id=request_id_of(http.scope),
+        block_size=cache.block_size if cache.prefix_cache else None,
+        diagnostics_level=body.diagnostics_level or ("basic" if body.include_diagnostics else None),
+    )
+    if body.stream:
+        return await run_stream(context, http, job, renderer)
+    async with watch_client(http.receive):
+        async with aclosing(await open_job(context, http, job)) as events:
+            async for index, event in events:
+                renderer.render(index, event)
+    return json_response(renderer.message())
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Count the tokens of a conversation",
+    description="Exactly the prompt tokens that the same request to /v1/messages would be billed for.",
+    openapi_extra=json_body(CountTokensRequest),
+)
+async def count_tokens(http: Request, context: Context) -> Response:
+    body = await read_body(http, CountTokensRequest)
+    model = find_model(context, body.model)
+    request = prompt_request(body, id="count_tokens", model=model.id)
+    return json_response({"input_tokens": await context.require_service().count_prompt_tokens(request)})
