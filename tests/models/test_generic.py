@@ -86,3 +86,18 @@ def test_code_in_a_multimodal_checkpoint_is_not_run_unasked(tiny_model: Callable
     with pytest.raises(ModelLoadError, match="trust-remote-code"):
         loader.load(folder)
     assert not marker.exists()
+
+
+def test_a_model_whose_encoders_cannot_run_is_served_as_text_and_says_so(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ModelLoadError("its tower is of a kind unknown here")
+
+    folder = tiny_model("qwen3_vl")
+    monkeypatch.setattr(multimodal, "load_multimodal", refuse)
+    loaded = loader.load(folder)
+    assert loaded.media is None and not loaded.profile.is_multimodal
+    assert any("without its encoders" in note and "unknown here" in note for note in loaded.profile.notes)
+    with pytest.raises(ModelLoadError, match="unknown here"):
+        loader.load(folder, mllm=True)

@@ -19,7 +19,7 @@ from .memory import available_memory_bytes
 from .profile import ModelProfile, read_profile
 from .stack import load_tokenizer, loading, require_tokenizer, with_precision
 from .text import TextModel
-from .weights import apply_precision, choose_precision
+from .weights import Precision, apply_precision, choose_precision
 
 if TYPE_CHECKING:
     from .media import MediaProcessor
@@ -68,13 +68,29 @@ def load(
         stored_dtype=profile.dtype,
         available_bytes=available,
     )
-    if profile.is_multimodal and mllm is not False:
-        from .multimodal import load_multimodal  # mlx-vlm is slow to import and text models do not need it
+    if not profile.is_multimodal:
+        return _load_text(profile, precision, trust_remote_code=trust_remote_code)
+    as_text = replace(profile, is_multimodal=False, modalities=frozenset({"text"}))
+    if mllm is False:
+        return _load_text(as_text, precision, trust_remote_code=trust_remote_code)
 
+    from .multimodal import load_multimodal  # mlx-vlm is slow to import and text models do not need it
+
+    try:
         return load_multimodal(profile, precision, trust_remote_code=trust_remote_code)
+    except ModelLoadError as error:
+        if mllm:
+            raise
+        note = f"served without its encoders: {error}"
+        try:
+            return _load_text(
+                replace(as_text, notes=(*profile.notes, note)), precision, trust_remote_code=trust_remote_code
+            )
+        except ModelLoadError:
+            raise error from None
 
-    if profile.is_multimodal:
-        profile = replace(profile, is_multimodal=False, modalities=frozenset({"text"}))
+
+def _load_text(profile: ModelProfile, precision: Precision, *, trust_remote_code: bool) -> LoadedModel:
     with loading(profile):
         weights, _ = mlx_lm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         apply_precision(weights, precision)

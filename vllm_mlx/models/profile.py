@@ -35,6 +35,12 @@ _CONTEXT_WHEN_UNSTATED = 32_768
 # Tokens that end an assistant's turn in a chat template and nothing else; some conversions forget to list them as EOS.
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<turn|>")
 
+# Config fields that announce an encoder.
+_VISION_FIELDS = frozenset(
+    {"vision_config", "vision_tower", "mm_vision_tower", "visual", "vit_config", "img_processor", "vision_backbone"}
+)
+_AUDIO_FIELDS = frozenset({"audio_config", "audio_processor", "speech_config"})
+
 # Parts of weight names that only an encoder has.
 _VISION_WEIGHTS = ("vision", "visual", "image_newline", "vit.", "siglip", "image_encoder", "patch_embed")
 _AUDIO_WEIGHTS = ("audio", "speech_encoder")
@@ -326,13 +332,11 @@ def _modalities(path: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -
         return frozenset(kinds)
     declared = {key for part in _all_parts(config) for key, value in part.items() if value not in (None, {}, False)}
     names = checkpoint.shapes
-    if declared & {"vision_config", "vision_tower", "mm_vision_tower", "visual", "vit_config"} and _has_weights(
-        names, _VISION_WEIGHTS
-    ):
+    if declared & _VISION_FIELDS and _has_weights(names, _VISION_WEIGHTS):
         kinds.add("image")
         if "video_token_id" in declared or "video_token_index" in declared:
             kinds.add("video")
-    if declared & {"audio_config", "audio_processor", "speech_config"} and _has_weights(names, _AUDIO_WEIGHTS):
+    if declared & _AUDIO_FIELDS and _has_weights(names, _AUDIO_WEIGHTS):
         kinds.add("audio")
     return frozenset(kinds)
 
