@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_mlx.engine.request import MediaSpan, Prompt
 from vllm_mlx.errors import ContextLengthExceeded, InvalidRequest
+from vllm_mlx.generation import shield
 from vllm_mlx.generation.admission import NO_PRESSURE, Pressure
 from vllm_mlx.generation.engine_port import Tokenizer
 from vllm_mlx.generation.request import GenerationRequest, MediaPart, Part, TextPart, Tool
+from vllm_mlx.generation.shield import Shield
 from vllm_mlx.generation.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class PromptBuilder:
     _turn_ends: frozenset[int] = field(init=False, repr=False)
     _turn_starts: frozenset[int] = field(init=False, repr=False)
     _template: ChatTemplate | None = field(init=False, repr=False)
+    _shield: Shield = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         added = {_content(t): i for i, t in self.tokenizer.added_tokens_decoder.items()}
@@ -107,6 +110,8 @@ class PromptBuilder:
         placeholders = self.expander.placeholders if self.expander is not None else None
         template = ChatTemplate(self.tokenizer, source, placeholders) if source else None
         object.__setattr__(self, "_template", template)
+        special = [t for t in self.tokenizer.added_tokens_decoder.values() if getattr(t, "special", False)]
+        object.__setattr__(self, "_shield", Shield(_content(t) for t in special))
 
     def build(
         self,
@@ -141,11 +146,13 @@ class PromptBuilder:
         boundaries: tuple[int, ...] = ()
         text: str | None = None
         if request.prompt is None:
-            text = self.render(request)
+            marked = self._render_marked(request)
+            text = shield.plain(marked)
             if self.expander is not None:
-                ids, spans = self._expand(text, images, videos)
+                # The processor encodes the text itself, in one piece: a control text is broken by an invisible space.
+                ids, spans = self._expand(shield.plain(marked, "\u200b"), images, videos)
             else:
-                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+                ids = self._encode_marked(marked)
             boundaries = self._boundaries(ids, request)
         elif isinstance(request.prompt, str):
             text = request.prompt
@@ -202,13 +209,15 @@ class PromptBuilder:
 
     def render(self, request: GenerationRequest) -> str:
         """The conversation as text. With tool_choice "none" the model is not shown the tools."""
-        template = self.template
-        variables = self.template_variables(request)
-        return template.render(
-            request.messages,
+        return shield.plain(self._render_marked(request))
+
+    def _render_marked(self, request: GenerationRequest, *, add_generation_prompt: bool = True) -> str:
+        return self.template.render(
+            self._shield.guard(request.messages, is_continued=request.continue_final_message),
             visible_tools(request),
-            variables=variables,
+            variables=self.template_variables(request),
             continue_final_message=request.continue_final_message,
+            add_generation_prompt=add_generation_prompt,
         )
 
     @property
@@ -253,6 +262,10 @@ class PromptBuilder:
         return limit
 
     # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _encode_marked(self, text: str) -> tuple[int, ...]:
+        encode = self.tokenizer.encode
+        return tuple(i for piece in shield.pieces(text) if piece for i in encode(piece, add_special_tokens=False))
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         """A completion's prompt: the tokenizer adds its own beginning, once, also if the text has it already."""
@@ -306,15 +319,12 @@ class PromptBuilder:
         found = set()
         for messages in (request.messages[:1], request.messages[:-1], request.messages):
             try:
-                text = self.template.render(
-                    messages,
-                    visible_tools(request),
-                    variables=self.template_variables(request),
-                    add_generation_prompt=False,
+                text = self._render_marked(
+                    replace(request, messages=messages, continue_final_message=False), add_generation_prompt=False
                 )
             except InvalidRequest:  # a part of a conversation need not be one
                 continue
-            part = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            part = self._encode_marked(text)
             if 0 < len(part) < len(ids) and ids[: len(part)] == part:
                 found.add(len(part))
         return sorted(found)
