@@ -19,7 +19,6 @@ import numpy as np
 BANNED = -3.0e38
 BANNED_BELOW = -1.0e37  # no model means a logit like this; whatever lies below may not be sampled
 
-_BIT_SHIFTS = np.arange(8, dtype=np.uint8)
 _LOG2_E = 1.4426950408889634
 _ROUNDING_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low bits of the float
 _EXP2_POLYNOMIAL = (1.3266970e-3, 9.6754597e-3, 5.5507426e-2, 2.4022122e-1, 6.9314695e-1, 1.0)  # 2**f, |f| <= 0.5
@@ -57,17 +56,13 @@ def apply_bitmasks(logits: mx.array, masks: Sequence[np.ndarray | None]) -> mx.a
     A mask is uint32 [ceil(vocab / 32)], least significant bit first; tokens past its end are banned.
     """
     num_rows, vocab = logits.shape
-    num_bytes = (vocab + 7) // 8
-    packed = np.zeros((num_rows, num_bytes), dtype=np.uint8)
+    is_banned = np.zeros((num_rows, vocab), dtype=np.uint8)
     for row, mask in enumerate(masks):
-        if mask is None:
-            packed[row] = 0xFF
-        else:
-            given = np.ascontiguousarray(mask, dtype="<u4").view(np.uint8)[:num_bytes]
-            packed[row, : given.size] = given
-    bits = (mx.array(packed)[:, :, None] >> mx.array(_BIT_SHIFTS)) & 1
-    banned = (1 - bits.reshape(num_rows, num_bytes * 8)[:, :vocab]).astype(mx.float32) * BANNED
-    return logits + banned
+        if mask is not None:
+            is_set = np.unpackbits(np.ascontiguousarray(mask, dtype="<u4").view(np.uint8), bitorder="little")[:vocab]
+            is_banned[row, : is_set.size] = is_set ^ 1
+            is_banned[row, is_set.size :] = 1
+    return logits + mx.array(is_banned).astype(mx.float32) * BANNED
 
 
 def exp_nonpositive(x: mx.array) -> mx.array:

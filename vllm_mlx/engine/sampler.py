@@ -271,7 +271,7 @@ class BatchSampler:
         parts: list[mx.array] = []
         if plain:
             order += plain
-            parts.append(mx.argmax(_take_rows(logits, plain), axis=-1).astype(mx.uint32))
+            parts.append(_argmax_of(logits, plain))
         if taken:
             order += taken
             parts.append(_index([forced[i] or 0 for i in taken]))
@@ -363,6 +363,14 @@ class BatchSampler:
 
 def _take_rows(logits: mx.array, indices: Sequence[int]) -> mx.array:
     return logits if list(indices) == list(range(logits.shape[0])) else logits[_index(indices)]
+
+
+def _argmax_of(logits: mx.array, indices: Sequence[int]) -> mx.array:
+    """Argmax of some rows; where they are most rows, of all, which is cheaper than to copy them out."""
+    if 2 * len(indices) < logits.shape[0]:
+        return mx.argmax(logits[_index(indices)], axis=-1).astype(mx.uint32)
+    tokens = mx.argmax(logits, axis=-1).astype(mx.uint32)
+    return tokens if len(indices) == logits.shape[0] else tokens[_index(indices)]
 
 
 def _in_order(parts: Sequence[mx.array], order: Sequence[int]) -> mx.array:
