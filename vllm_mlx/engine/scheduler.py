@@ -319,7 +319,8 @@ class Scheduler:
 
     def _is_being_prefilled(self, sequence: Sequence) -> bool:
         """A running prompt is about to store more of this one's prefix than is stored now: waiting computes it once."""
-        if self.cache is None or sequence.request.num_prompt_logprobs is not None:
+        request = sequence.request
+        if self.cache is None or request.num_prompt_logprobs is not None or request.skips_prefix_cache:
             return False
         leaders = [s for s in self.running.values() if s.will_store_prefix and self._shares_cache(s, sequence)]
         if not leaders:
@@ -331,7 +332,9 @@ class Scheduler:
 
     @staticmethod
     def _shares_cache(leader: Sequence, sequence: Sequence) -> bool:
-        return leader.request.namespace == sequence.request.namespace and leader.request.num_prompt_logprobs is None
+        request = leader.request
+        stores = request.num_prompt_logprobs is None and not request.skips_prefix_cache
+        return stores and request.namespace == sequence.request.namespace
 
     def _will_store(self, leader: Sequence, key: tuple[int, ...]) -> int:
         """Tokens of `key` that a prefilling sequence will have put into the prefix cache, as far as it is known."""
