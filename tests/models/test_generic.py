@@ -13,7 +13,9 @@ from tests.models.test_multimodal import NUM_TOKENS, mlx_vlm_greedy, mlx_vlm_inp
 from tests.tiny_vlms import picture
 from vllm_mlx.errors import ModelLoadError
 from vllm_mlx.models import loader, multimodal
+from vllm_mlx.models.family import find_family
 from vllm_mlx.models.generic import GenericFamily, GenericMRopeFamily, find_generic_family
+from vllm_mlx.models.media import MediaProcessor
 from vllm_mlx.models.profile import read_json
 
 
@@ -101,3 +103,15 @@ def test_a_model_whose_encoders_cannot_run_is_served_as_text_and_says_so(
     assert any("without its encoders" in note and "unknown here" in note for note in loaded.profile.notes)
     with pytest.raises(ModelLoadError, match="unknown here"):
         loader.load(folder, mllm=True)
+
+
+def test_gemma3n_embeds_the_end_of_image_with_the_image(tiny_model: Callable[..., Path]) -> None:
+    """Its own tower is too large to build here; the tokenizer and processor of Gemma 3 name the same tokens."""
+    gemma3 = loader.load(tiny_model("gemma3"))
+    family_class = find_family("gemma3n")
+    assert family_class is not None
+    family = family_class(gemma3.profile, {}, gemma3.processor, gemma3.tokenizer)
+    media = MediaProcessor(family, gemma3.tokenizer)
+    token_ids, (span,) = media.expand("<bos>Look: <start_of_image>what", [picture(1)])
+    end = gemma3.tokenizer.convert_tokens_to_ids("<end_of_image>")
+    assert token_ids[span.end - 1] == end and span.length == 4 + 1
