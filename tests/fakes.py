@@ -88,13 +88,15 @@ class AddedToken:
 
 
 class ByteTokenizer:
-    """Ids 0-255 are bytes, then special tokens, then markers that are not special (as in Qwen3)."""
+    """Ids 0-255 are bytes, then special tokens, then markers that are not special (as in Qwen3), then `extra` ones."""
 
-    def __init__(self, chat_template: str | None = CHATML, bos_token: str | None = None) -> None:
+    def __init__(
+        self, chat_template: str | None = CHATML, bos_token: str | None = None, extra: Sequence[str] = ()
+    ) -> None:
         self.chat_template = chat_template
         self.bos_token = bos_token
-        names = [*SPECIAL_TOKENS, *MARKERS]
-        self.added_tokens_decoder = {256 + i: AddedToken(n, n in SPECIAL_TOKENS) for i, n in enumerate(names)}
+        names = [*SPECIAL_TOKENS, *MARKERS, *extra]
+        self.added_tokens_decoder = {256 + i: AddedToken(n, n not in MARKERS) for i, n in enumerate(names)}
         self._ids = {t.content: i for i, t in self.added_tokens_decoder.items()}
         self._split = re.compile("(" + "|".join(re.escape(n) for n in names) + ")")
         self._environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tests.fakes import FakeEngine, fake_profile, fake_service
+from tests.fakes import ByteTokenizer, FakeEngine, fake_profile, fake_service
 from vllm_mlx.engine.step import FinishReason
 from vllm_mlx.errors import (
     ContextLengthExceeded,
@@ -328,6 +328,34 @@ async def test_a_prompt_that_opens_the_reasoning_is_seen():
     message = await collect(fake_service(engine).generate(ask(template_kwargs={"open_thinking": True})))
     assert (message.reasoning, message.text) == ("abc", "yes")
     assert message.finished.usage.num_reasoning_tokens == 3
+
+
+async def test_continuing_a_message_that_is_still_reasoning_stays_in_it():
+    engine = FakeEngine(reply=" more</think>yes")
+    messages = (ChatMessage("user", (TextPart("Hi"),)), ChatMessage("assistant", (TextPart("<think>some"),)))
+    message = await collect(fake_service(engine).generate(ask(messages=messages, continue_final_message=True)))
+    assert (message.reasoning.strip(), message.text) == ("more", "yes")
+
+
+async def test_harmony_channels_are_told_apart_and_their_markers_do_not_count():
+    class Harmony(ByteTokenizer):
+        special = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+
+        def __init__(self):
+            super().__init__(extra=self.special)
+
+    parsing = ParsingSettings(reasoning_parser="harmony", tool_call_parser="harmony", max_thinking_tokens=9)
+    reply = "<|channel|>analysis<|message|>abc<|end|><|start|>assistant<|channel|>final<|message|>yes"
+    engine = FakeEngine(Harmony(), reply=reply)
+    message = await collect(fake_service(engine, settings=Settings(parsing=parsing)).generate(ask()))
+    assert (message.reasoning, message.text) == ("abc", "yes")
+    assert not engine.requests[0].thinking.starts_open
+    reply = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{}<|call|>"
+    engine = FakeEngine(Harmony(), reply=reply)
+    service = fake_service(engine, settings=Settings(parsing=parsing))
+    message = await collect(service.generate(ask(tools=(WEATHER,))))
+    assert [(c.name, c.arguments) for c in message.tool_calls] == [("weather", "{}")]
+    assert message.finished.reason == "tool_calls"
 
 
 async def test_enable_thinking_reaches_the_template_and_a_closed_prompt_is_not_reasoning():

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from vllm_mlx.engine.request import Request, SamplingParams, ThinkingBudget
+from vllm_mlx.engine.request import Request, SamplingParams
 from vllm_mlx.engine.step import CacheReport, FinishReason, Timings, TokenEvent
 from vllm_mlx.errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from vllm_mlx.generation import diagnostics
@@ -35,16 +35,12 @@ from vllm_mlx.generation.events import (
     LogprobsDelta,
     OutputEvent,
 )
-from vllm_mlx.generation.grammar import CompiledGrammar, GrammarCompiler, ReasoningTokens
+from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.mailbox import Mailbox, pump
-from vllm_mlx.generation.output import OutputAssembler, ReasoningCounter
-from vllm_mlx.generation.prompt import BuiltPrompt, MediaExpander, PromptBuilder, visible_tools
+from vllm_mlx.generation.output import OutputAssembler
+from vllm_mlx.generation.prompt import BuiltPrompt, MediaExpander, PromptBuilder
+from vllm_mlx.generation.reading import AnswerReader, Reading
 from vllm_mlx.generation.request import GenerationRequest, MediaPart
-from vllm_mlx.generation.stops import StopMatcher
-from vllm_mlx.generation.template import DESCRIBED_FORMAT
-from vllm_mlx.parsers import pipeline
-from vllm_mlx.parsers.pipeline import OutputParser
-from vllm_mlx.parsers.schema import ToolSpec
 
 if TYPE_CHECKING:
     from vllm_mlx.models.profile import ModelProfile
@@ -145,12 +141,12 @@ class GenerationService:
         self._clock = clock
         self._builder = PromptBuilder(tokenizer, profile, limits, sampling, expander)
         self._table = TokenTable(tokenizer)
+        self._reader = AnswerReader(tokenizer, self._table, self._builder, parsing, grammar)
         self._prompt_pool = ThreadPoolExecutor(prompt_workers, "prompt")
         # Downloads wait for the network; they must not keep prompts waiting.
         self._media_pool = ThreadPoolExecutor(media_workers, "media")
         self._prompt_pool.submit(self._warm_up)
         self._jobs: dict[str, Job] = {}
-        self._marker_ids: dict[str, tuple[int, ...]] = {}
 
     # ── for protocols ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -242,17 +238,15 @@ class GenerationService:
             async with asyncio.timeout(max(0.0, job.deadline - self._clock())):
                 request, images, videos = await self._load_media(request, job.deadline)
                 pressure = self._admission.pressure
-                built, parser, grammar = await self._in_pool(
+                built, reading = await self._in_pool(
                     self._prompt_pool, lambda: self._build(request, images, videos, pressure)
                 )
         except TimeoutError:
             raise DeadlineExceeded(_deadline_sentence(job) + " before its prompt was ready.") from None
         if job.is_cancelled:
             raise Cancelled("The request was cancelled.")
-        engine_request = self._engine_request(request, job.deadline, built, sampling, parser, grammar)
-        assembler = self._assembler(request, parser)
-        assembler.notes.extend(grammar.notes if grammar is not None else ())
-        return Prepared(engine_request, built, provenance, assembler)
+        engine_request = self._engine_request(request, job.deadline, built, sampling, reading)
+        return Prepared(engine_request, built, provenance, reading.assembler)
 
     async def _load_media(
         self, request: GenerationRequest, deadline: float | None
@@ -269,47 +263,10 @@ class GenerationService:
 
     def _build(
         self, request: GenerationRequest, images: Sequence[Any], videos: Sequence[Any], pressure: Pressure
-    ) -> tuple[BuiltPrompt, OutputParser | None, CompiledGrammar | None]:
-        """Prompt, parser and grammar. In a worker thread."""
+    ) -> tuple[BuiltPrompt, Reading]:
+        """The prompt, and how its answer will be read. In a worker thread."""
         built = self._builder.build(request, images, videos, pressure)
-        parser = self._parser(request, built)
-        return built, parser, self._grammar_of(request, parser)
-
-    def _grammar_of(self, request: GenerationRequest, parser: OutputParser | None) -> CompiledGrammar | None:
-        is_forced = request.tool_choice.mode in ("required", "named") or any(t.strict for t in visible_tools(request))
-        if request.output_format is None and not is_forced:
-            return None
-        if self._grammar is None:
-            raise InvalidRequest(
-                "This server cannot force the shape of an answer.",
-                param="response_format" if request.output_format is not None else "tool_choice",
-            )
-        return self._grammar.request(
-            request.output_format,
-            visible_tools(request),
-            request.tool_choice,
-            is_parallel=request.parallel_tool_calls,
-            envelope=parser.envelope if parser is not None else None,
-        )
-
-    def _parser(self, request: GenerationRequest, built: BuiltPrompt) -> OutputParser | None:
-        if not request.parse_output or request.prompt is not None:
-            return None
-        reasoning = _named(self._parsing.reasoning_parser)
-        tools = visible_tools(request)
-        return pipeline.build(
-            tool_format=self._tool_format(request) if tools else None,
-            reasoning_format=reasoning,
-            tools=[ToolSpec(t.name, t.parameters) for t in tools],
-            starts_open=pipeline.prompt_opens_reasoning(reasoning, built.text or ""),
-        )
-
-    def _tool_format(self, request: GenerationRequest) -> str | None:
-        if not self._parsing.enable_auto_tool_choice and request.tool_choice.mode == "auto":
-            return None
-        if not self._builder.template.traits.takes_tools:
-            return DESCRIBED_FORMAT  # the template knows no tools, so ours described them
-        return _named(self._parsing.tool_call_parser)
+        return built, self._reader.read(request, built.text or "")
 
     def _engine_request(
         self,
@@ -317,8 +274,7 @@ class GenerationService:
         deadline: float,
         built: BuiltPrompt,
         sampling: SamplingParams,
-        parser: OutputParser | None,
-        grammar: CompiledGrammar | None,
+        reading: Reading,
     ) -> Request:
         return Request(
             id=request.id,
@@ -330,68 +286,11 @@ class GenerationService:
             deadline=deadline,
             priority=request.priority,
             namespace=request.namespace,
-            make_constraint=grammar.maker(self._reasoning_before(request, built, parser)) if grammar else None,
-            thinking=self._thinking_budget(request, parser),
+            make_constraint=reading.make_constraint,
+            thinking=reading.thinking,
             repetition_policy=request.repetition_policy or self._guards.repetition_policy,
             num_prompt_logprobs=request.num_prompt_logprobs,
         )
-
-    def _reasoning_before(
-        self, request: GenerationRequest, built: BuiltPrompt, parser: OutputParser | None
-    ) -> ReasoningTokens | None:
-        """What a grammar must let pass before it begins; None when the answer starts at once."""
-        markers = parser.reasoning_markers if parser is not None else None
-        if parser is None or markers is None or request.reasoning.enabled is False:
-            return None
-        if not parser.is_reasoning_open and (built.text or "").rstrip().endswith(markers.end.strip()):
-            return None  # the template has closed the reasoning already
-        return ReasoningTokens(
-            self._ids_of(markers.start), self._ids_of(markers.end), starts_open=parser.is_reasoning_open
-        )
-
-    def _thinking_budget(self, request: GenerationRequest, parser: OutputParser | None) -> ThinkingBudget | None:
-        markers = parser.reasoning_markers if parser is not None else None
-        asked = [n for n in (request.reasoning.max_tokens, self._parsing.max_thinking_tokens) if n is not None]
-        if parser is None or markers is None or not asked:
-            return None
-        return ThinkingBudget(
-            max_tokens=min(asked),
-            start_ids=self._ids_of(markers.start),
-            end_ids=self._ids_of(markers.end),
-            forced_ids=self._ids_of(markers.forced_end),
-            starts_open=parser.is_reasoning_open,
-        )
-
-    def _assembler(self, request: GenerationRequest, parser: OutputParser | None) -> OutputAssembler:
-        markers = parser.reasoning_markers if parser is not None else None
-        counter = None
-        if parser is not None and markers is not None:
-            counter = ReasoningCounter(
-                self._ids_of(markers.start), self._ids_of(markers.end), starts_open=parser.is_reasoning_open
-            )
-        return OutputAssembler(
-            self._table,
-            skip=self._skipped_ids(request, parser),
-            stops=StopMatcher(request.stop, include_stop=request.include_stop) if request.stop else None,
-            parser=parser,
-            reasoning=counter,
-            wants_logprobs=request.sampling.num_logprobs is not None,
-            allows_parallel_calls=request.parallel_tool_calls,
-        )
-
-    def _skipped_ids(self, request: GenerationRequest, parser: OutputParser | None) -> frozenset[int]:
-        """Special tokens that are no text; those which the parser's markers are made of must stay."""
-        if not request.skip_special_tokens:
-            return frozenset()
-        special = self._table.special_ids
-        if parser is None or not parser.needs_special_tokens:
-            return special
-        return frozenset(i for i in special if not parser.keeps(self._table.token_text(i)))
-
-    def _ids_of(self, marker: str) -> tuple[int, ...]:
-        if marker not in self._marker_ids:
-            self._marker_ids[marker] = tuple(self._encode(marker, False))
-        return self._marker_ids[marker]
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens) if text else []
@@ -545,10 +444,6 @@ class GenerationService:
             ),
             error=f"The server failed while it wrote this answer ({type(error).__name__}).",
         )
-
-
-def _named(format_name: str) -> str | None:
-    return None if format_name.lower() in ("none", "off", "") else format_name
 
 
 def _deadline_sentence(job: Job) -> str:

@@ -1,0 +1,190 @@
+"""How one answer will be read and shaped: its parser, its grammar, its cap on reasoning. Worker threads.
+
+The three must agree about where the reasoning stands: the parser separates it, the grammar begins behind it, the cap
+ends it. So they are decided in one place, from the rendered prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_mlx.engine.request import Constraint, ThinkingBudget
+from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation.detokenizer import TokenTable
+from vllm_mlx.generation.engine_port import Tokenizer
+from vllm_mlx.generation.grammar import CompiledGrammar, GrammarCompiler, ReasoningTokens
+from vllm_mlx.generation.output import OutputAssembler, ReasoningCounter
+from vllm_mlx.generation.prompt import PromptBuilder, visible_tools
+from vllm_mlx.generation.request import GenerationRequest
+from vllm_mlx.generation.stops import StopMatcher
+from vllm_mlx.generation.template import DESCRIBED_FORMAT
+from vllm_mlx.parsers import pipeline
+from vllm_mlx.parsers.pipeline import OutputParser
+from vllm_mlx.parsers.schema import ToolSpec
+
+if TYPE_CHECKING:
+    from vllm_mlx.settings import ParsingSettings
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The assembler is for one generation and has state; the rest goes into the engine's request."""
+
+    assembler: OutputAssembler
+    make_constraint: Callable[[], Constraint] | None
+    thinking: ThinkingBudget | None
+
+
+class AnswerReader:
+    """Prepares the reading of one model's answers. Thread-safe."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        table: TokenTable,
+        builder: PromptBuilder,
+        parsing: ParsingSettings,
+        grammar: GrammarCompiler | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._table = table
+        self._builder = builder
+        self._parsing = parsing
+        self._grammar = grammar
+        self._marker_ids: dict[str, tuple[int, ...]] = {}
+
+    def read(self, request: GenerationRequest, prompt_text: str) -> Reading:
+        """May take as long as compiling a grammar does. InvalidRequest for a shape that cannot be forced."""
+        starts_open = self._starts_open(request, prompt_text)
+        parser = self._parser(request, starts_open)
+        tokens = self._reasoning_tokens(parser, starts_open)
+        grammar = self._compile(request, parser)
+        assembler = OutputAssembler(
+            self._table,
+            skip=self._skipped_ids(request, parser),
+            stops=StopMatcher(request.stop, include_stop=request.include_stop) if request.stop else None,
+            parser=parser,
+            reasoning=ReasoningCounter(tokens.start_ids, tokens.end_ids, starts_open=starts_open) if tokens else None,
+            wants_logprobs=request.sampling.num_logprobs is not None,
+            allows_parallel_calls=request.parallel_tool_calls,
+        )
+        make_constraint = None
+        if grammar is not None:
+            assembler.notes.extend(grammar.notes)
+            waits = tokens is not None and self._may_reason(request, parser, prompt_text, starts_open)
+            make_constraint = grammar.maker(tokens if waits else None)
+        return Reading(assembler, make_constraint, self._thinking_budget(request, parser, tokens))
+
+    # ── the parser ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def reasoning_format(self) -> str | None:
+        return _named(self._parsing.reasoning_parser)
+
+    def _is_parsed(self, request: GenerationRequest) -> bool:
+        return request.parse_output and request.prompt is None
+
+    def _starts_open(self, request: GenerationRequest, prompt_text: str) -> bool:
+        """The answer begins inside reasoning: the template has opened it, or the message to be continued has."""
+        if not self._is_parsed(request) or self.reasoning_format is None:
+            return False
+        if pipeline.prompt_opens_reasoning(self.reasoning_format, prompt_text):
+            return True
+        if not request.continue_final_message:
+            return False
+        started = pipeline.build(reasoning_format=self.reasoning_format)
+        started.feed(request.messages[-1].text)
+        markers = started.reasoning_markers
+        return started.is_reasoning_open and markers is not None and markers.start in request.messages[-1].text
+
+    def _parser(self, request: GenerationRequest, starts_open: bool) -> OutputParser | None:
+        if not self._is_parsed(request):
+            return None
+        tools = visible_tools(request)
+        return pipeline.build(
+            tool_format=self._tool_format(request) if tools else None,
+            reasoning_format=self.reasoning_format,
+            tools=[ToolSpec(t.name, t.parameters) for t in tools],
+            starts_open=starts_open,
+        )
+
+    def _tool_format(self, request: GenerationRequest) -> str | None:
+        if not self._parsing.enable_auto_tool_choice and request.tool_choice.mode == "auto":
+            return None
+        if not self._builder.template.traits.takes_tools:
+            return DESCRIBED_FORMAT  # the template knows no tools, so ours described them
+        return _named(self._parsing.tool_call_parser)
+
+    def _skipped_ids(self, request: GenerationRequest, parser: OutputParser | None) -> frozenset[int]:
+        """Special tokens that are no text; those which the parser's markers are made of must stay."""
+        if not request.skip_special_tokens:
+            return frozenset()
+        special = self._table.special_ids
+        if parser is None or not parser.needs_special_tokens:
+            return special
+        return frozenset(i for i in special if not parser.keeps(self._table.token_text(i)))
+
+    # ── reasoning ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reasoning_tokens(self, parser: OutputParser | None, starts_open: bool) -> ReasoningTokens | None:
+        markers = parser.reasoning_markers if parser is not None else None
+        if markers is None:
+            return None
+        return ReasoningTokens(self._ids_of(markers.start), self._ids_of(markers.end), starts_open=starts_open)
+
+    def _may_reason(
+        self, request: GenerationRequest, parser: OutputParser | None, prompt_text: str, starts_open: bool
+    ) -> bool:
+        """Whether reasoning may come before what a grammar describes."""
+        if starts_open:
+            return True
+        markers = parser.reasoning_markers if parser is not None else None
+        if markers is not None and prompt_text.rstrip().endswith(markers.end.strip()):
+            return False  # the template has closed it already
+        return self._builder.template_variables(request).get("enable_thinking") is not False
+
+    def _thinking_budget(
+        self, request: GenerationRequest, parser: OutputParser | None, tokens: ReasoningTokens | None
+    ) -> ThinkingBudget | None:
+        asked = [n for n in (request.reasoning.max_tokens, self._parsing.max_thinking_tokens) if n is not None]
+        markers = parser.reasoning_markers if parser is not None else None
+        if tokens is None or markers is None or not asked:
+            return None
+        return ThinkingBudget(
+            max_tokens=min(asked),
+            start_ids=tokens.start_ids,
+            end_ids=tokens.end_ids,
+            forced_ids=self._ids_of(markers.forced_end),
+            starts_open=tokens.starts_open,
+        )
+
+    def _ids_of(self, marker: str) -> tuple[int, ...]:
+        if marker not in self._marker_ids:
+            self._marker_ids[marker] = tuple(self._tokenizer.encode(marker, add_special_tokens=False))
+        return self._marker_ids[marker]
+
+    # ── the grammar ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _compile(self, request: GenerationRequest, parser: OutputParser | None) -> CompiledGrammar | None:
+        tools = visible_tools(request)
+        is_forced = request.tool_choice.mode in ("required", "named") or any(tool.strict for tool in tools)
+        if request.output_format is None and not is_forced:
+            return None
+        if self._grammar is None:
+            raise InvalidRequest(
+                "This server cannot force the shape of an answer.",
+                param="response_format" if request.output_format is not None else "tool_choice",
+            )
+        return self._grammar.request(
+            request.output_format,
+            tools,
+            request.tool_choice,
+            is_parallel=request.parallel_tool_calls,
+            envelope=parser.envelope if parser is not None else None,
+        )
+
+
+def _named(format_name: str) -> str | None:
+    return None if format_name.lower() in ("none", "off", "") else format_name
