@@ -1,0 +1,268 @@
+"""The MLX thread: streams, jobs, cancellation and its end, on the fake engine. No sleeps; every wait has an event."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.simulation.fake_model import FakeRunner, lone_run
+from vllm_mlx.engine.engine import Engine, Publish
+from vllm_mlx.engine.prefix_cache import PrefixCache
+from vllm_mlx.engine.request import Prompt, Request
+from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
+from vllm_mlx.engine.step import FinishReason, TokenEvent
+from vllm_mlx.engine.thread import EngineThread
+from vllm_mlx.errors import EngineError, Unavailable
+
+
+class Gate:
+    """Stands before each launch: closed, the MLX thread waits there; `waiting` tells that it does."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.waiting = threading.Event()
+        self.error: Exception | None = None
+
+    def __call__(self, where: str) -> None:
+        if not self.open.is_set():
+            self.waiting.set()
+            assert self.open.wait(10)
+        if self.error is not None:
+            raise self.error
+
+
+class World:
+    def __init__(self, *, max_rows: int = 8) -> None:
+        self.gate = Gate()
+        self.max_rows = max_rows
+        self.thread = EngineThread(self.build)
+        self.engine: Engine | None = None
+
+    def build(self, publish: Publish) -> Engine:
+        runner = FakeRunner(is_hybrid=False, fault=self.gate)
+        scheduler = Scheduler(
+            runner,
+            PrefixCache(block_size=4, budget_bytes=10_000),
+            Limits(self.max_rows, 100_000),
+            max_tokens_per_step=64,
+            chunk_sizer=FixedChunk(16),
+            block_size=4,
+        )
+        self.engine = Engine(scheduler, runner, publish)
+        return self.engine
+
+
+@contextmanager
+def running(**options) -> Iterator[World]:
+    world = World(**options)
+    world.thread.start().result(10)
+    try:
+        yield world
+    finally:
+        world.gate.open.set()
+        assert world.thread.stop(10), "the thread did not end"
+
+
+def request(request_id: str, max_tokens: int = 6, prompt=range(10)) -> Request:
+    return Request(request_id, Prompt(tuple(prompt)), max_tokens)
+
+
+async def read(thread: EngineThread, item: Request) -> list[TokenEvent]:
+    return [event async for event in thread.stream(item)]
+
+
+def tokens(events: list[TokenEvent]) -> list[int]:
+    return [t for event in events for t in event.token_ids]
+
+
+def finals(events: list[TokenEvent]) -> list[FinishReason]:
+    return [event.finish_reason for event in events if event.finish_reason is not None]
+
+
+async def test_many_streams_get_their_own_answers_and_one_final_event_each() -> None:
+    with running() as world:
+        items = [request(f"r{i}", 3 + i % 5, range(i, i + 12)) for i in range(30)]
+        answers = await asyncio.gather(*(read(world.thread, item) for item in items))
+    for item, events in zip(items, answers, strict=True):
+        assert tokens(events) == lone_run(item, is_hybrid=False)
+        assert finals(events) == [FinishReason.LENGTH] and events[-1].finish_reason is not None
+
+
+async def test_leaving_a_stream_early_cancels_its_request() -> None:
+    with running() as world:
+        stream = world.thread.stream(request("r", 100_000))
+        await anext(stream)
+        await stream.aclose()
+        await world.thread.call(lambda: None)
+        status = await world.thread.call(lambda: world.engine.status())
+        assert status.num_running == 0 and status.kv_bytes == 0
+
+
+async def test_cancel_by_id_gives_the_stream_its_final_event() -> None:
+    with running() as world:
+        stream = world.thread.stream(request("r", 100_000))
+        await anext(stream)
+        world.thread.cancel("r")
+        rest = [event async for event in stream]
+        assert finals(rest) == [FinishReason.CANCELLED]
+
+
+async def test_a_cancel_posted_behind_its_submit_is_never_lost() -> None:
+    with running() as world:
+        world.gate.open.clear()
+        reading = asyncio.create_task(read(world.thread, request("r", 100_000)))
+        await asyncio.sleep(0)
+        world.thread.cancel("r")
+        world.gate.open.set()
+        assert finals(await reading) == [FinishReason.CANCELLED]
+
+
+async def test_a_second_stream_of_a_running_id_is_refused_and_the_first_goes_on() -> None:
+    with running() as world:
+        item = request("r", 40)
+        stream = world.thread.stream(item)
+        events = [await anext(stream)]
+        with pytest.raises(EngineError, match="running"):
+            await anext(world.thread.stream(item))
+        events += [event async for event in stream]
+        assert tokens(events) == lone_run(item, is_hybrid=False)
+
+
+async def test_a_job_runs_on_the_mlx_thread_between_two_steps() -> None:
+    with running() as world:
+        stream = world.thread.stream(request("r", 100_000))
+        await anext(stream)
+        name = await world.thread.call(lambda: threading.current_thread().name)
+        before = (await anext(stream)).token_ids
+        assert name == "mlx" and before
+        await stream.aclose()
+
+
+async def test_a_job_that_raises_tells_only_who_asked() -> None:
+    with running() as world:
+        with pytest.raises(ZeroDivisionError):
+            await world.thread.call(lambda: 1 // 0)
+        assert finals(await read(world.thread, request("r"))) == [FinishReason.LENGTH]
+
+
+async def test_idle_moments_are_offered_again_after_each_message() -> None:
+    with running() as world:
+        offered = threading.Semaphore(0)
+        world.engine.on_idle.append(lambda: offered.release() is not None)
+        for _ in range(3):
+            await world.thread.call(lambda: None)
+            assert await asyncio.to_thread(offered.acquire, timeout=10)
+
+
+async def test_stop_ends_the_thread_while_requests_are_pending_and_answers_them() -> None:
+    with running(max_rows=1) as world:
+        streams = [world.thread.stream(request(f"r{i}", 100_000)) for i in range(3)]
+        await anext(streams[0])
+        rest = [asyncio.create_task(anext(stream)) for stream in streams[1:]]
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(world.thread.stop, 10)
+        assert not world.thread.is_alive
+        events = [event async for event in streams[0]]
+        assert finals(events) == [FinishReason.CANCELLED]
+        for task in rest:
+            assert (await task).finish_reason is not None
+
+
+async def test_a_thread_stuck_in_a_step_is_said_to_be() -> None:
+    with running() as world:
+        world.gate.open.clear()
+        reading = asyncio.create_task(read(world.thread, request("r", 5)))
+        assert await asyncio.to_thread(world.gate.waiting.wait, 10)
+        assert not world.thread.stop(0.01)
+        world.gate.open.set()
+        assert len(finals(await reading)) == 1
+
+
+async def test_after_stop_streams_and_jobs_are_refused() -> None:
+    with running() as world:
+        world.thread.stop(10)
+        with pytest.raises(Unavailable):
+            await anext(world.thread.stream(request("r")))
+        with pytest.raises(Unavailable):
+            await world.thread.call(lambda: None)
+
+
+async def test_jobs_queued_behind_stop_are_answered() -> None:
+    with running() as world:
+        world.gate.open.clear()
+        reading = asyncio.create_task(read(world.thread, request("r", 5)))
+        assert await asyncio.to_thread(world.gate.waiting.wait, 10)
+        stopping = asyncio.create_task(asyncio.to_thread(world.thread.stop, 10))
+        await asyncio.sleep(0.05)  # let Stop reach the inbox first; either order must be answered
+        late = world.thread.submit_job(lambda: "done")
+        world.gate.open.set()
+        assert await stopping
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(asyncio.wrap_future(late), 10)
+        await reading
+
+
+async def test_a_fault_of_the_loop_itself_leaves_nobody_waiting() -> None:
+    with running() as world:
+        world.engine.before_plan.append(lambda now: 1 // 0)
+        events = await asyncio.wait_for(read(world.thread, request("r")), 10)
+        assert finals(events) == [FinishReason.ERROR]
+        assert not world.thread.status.is_healthy and "ZeroDivisionError" in world.thread.status.failure
+        with pytest.raises(Unavailable):
+            await anext(world.thread.stream(request("s")))
+
+
+async def test_two_failed_steps_answer_everybody_and_the_status_says_so() -> None:
+    with running(max_rows=1) as world:
+        world.gate.error = RuntimeError("no device")
+        answers = await asyncio.gather(*(read(world.thread, request(f"r{i}")) for i in range(5)))
+        assert all(finals(events) == [FinishReason.ERROR] for events in answers)
+        await world.thread.call(lambda: None)
+        assert not world.thread.status.is_healthy and "no device" in world.thread.status.failure
+
+
+def test_an_engine_that_cannot_be_built_tells_who_started_it() -> None:
+    def build(publish: Publish) -> Engine:
+        raise ValueError("no such model")
+
+    thread = EngineThread(build)
+    with pytest.raises(ValueError, match="no such model"):
+        thread.start().result(10)
+    assert not thread.status.is_healthy and thread.status.failure == "no such model" and not thread.is_alive
+
+
+def test_before_the_engine_is_built_the_status_says_that_it_loads() -> None:
+    release = threading.Event()
+    world = World()
+
+    def build(publish: Publish) -> Engine:
+        assert release.wait(10)
+        return world.build(publish)
+
+    thread = EngineThread(build)
+    ready = thread.start()
+    assert not ready.done() and "loading" in thread.status.failure
+    release.set()
+    ready.result(10)
+    assert thread.status.is_healthy and thread.stop(10)
+
+
+def test_streams_of_two_event_loops_do_not_meet() -> None:
+    with running() as world:
+        found: dict[int, list[int]] = {}
+
+        def client(number: int) -> None:
+            found[number] = tokens(asyncio.run(read(world.thread, request(f"r{number}", 9, range(number, number + 9)))))
+
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        for item in clients:
+            item.start()
+        for item in clients:
+            item.join(10)
+    for number in range(4):
+        assert found[number] == lone_run(request("x", 9, range(number, number + 9)), is_hybrid=False)
