@@ -41,7 +41,7 @@ class HarmonyParser(ToolParser):
 
     def run(self) -> Steps[None]:
         while True:
-            found = yield from self.until(_ANY, self._say_stray)
+            found = yield from self.until(_ANY, self._say_stray, trim=True)
             if found is None:
                 return
             if found in (*_ENDS, _CONSTRAIN):
@@ -70,10 +70,12 @@ class HarmonyParser(ToolParser):
         words = _RECIPIENT.sub(" ", header).replace(_CONSTRAIN, " ").split()
         if unknown := set(words) - _WORDS:
             self.note(f"ignored {sorted(unknown)} in a message's header")
-        if recipient is not None and recipient[1] != "all":
-            yield from self._read_call(recipient[1])
+        if recipient is None or recipient[1] in ("all", "user"):
+            yield from self._read_body(is_reasoning="analysis" in words)
+        elif recipient[1] == "assistant":  # a tool's result that the model made up
+            yield from self._read_body(is_reasoning=True)
         else:
-            yield from self._read_body("analysis" in words)
+            yield from self._read_call(recipient[1])
 
     def _read_body(self, is_reasoning: bool) -> Steps[None]:
         self._is_before_answer = is_reasoning

@@ -137,7 +137,7 @@ class ReasoningParser(Machine):
         self._open_start = None
         self._line_is_empty = True
         if not self._has_text:
-            yield from self.skip_space()
+            yield from self._skip_blank_lines()
 
     def _read_content(self) -> Steps[None]:
         """Text up to a marker that counts."""
@@ -168,9 +168,17 @@ class ReasoningParser(Machine):
         yield from self.skip_space()
         if (yield from self.accept(*self._end_texts)) is not None:
             self.note("the answer began with the end of a reasoning that was not open")
-            yield from self.skip_space()
+            yield from self._skip_blank_lines()
         else:
             self._pos = self._keep
+        self._keep = None
+
+    def _skip_blank_lines(self) -> Steps[None]:
+        """White space between reasoning and answer is no text, but an indent of the answer's first line is."""
+        self._keep = self._pos
+        yield from self.skip_space()
+        line = self._buffer.rfind("\n", self._keep, self._pos)
+        self._pos = self._pos if line < 0 else line + 1
         self._keep = None
 
     def _say_reasoning(self, text: str) -> None:
