@@ -27,7 +27,7 @@ BELOW = {
 # The composition root (app, backend, lifecycle, oversight) and the commands.
 TOP = {"app", "backend", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
 # The files of the engine that compute; everything else in it decides.
-MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "logits", "constraint"}
+MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "draws", "logits", "constraint"}
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vllm_mlx.engine import sampler as sampler_module
+from vllm_mlx.engine.draws import Route, choose_route, uniforms
 from vllm_mlx.engine.request import SamplingParams
-from vllm_mlx.engine.sampler import BatchSampler, Route, SamplingRow, choose_route, uniforms
+from vllm_mlx.engine.sampler import BatchSampler, SamplingRow
 
 VOCAB = 1000
 
@@ -354,6 +355,22 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     assert [i for i, _ in report.top] == order.tolist()
     assert [v for _, v in report.top] == pytest.approx(expected[0, order].tolist(), abs=2e-4)
     assert bare.top == () and bare.logprob == pytest.approx(expected[2, last], abs=2e-4)
+
+
+def test_logprobs_of_impossible_tokens_are_numbers() -> None:
+    logits = np.array([[0.0, -np.inf, -np.inf]], dtype=np.float32)
+    batch = BatchSampler().sample(mx.array(logits), [make_row(3, num_logprobs=3)], forced=[1])
+    report = batch.collect()[0][1]
+    assert report is not None and report.logprob == -9999.0
+    assert [value for _, value in report.top] == [0.0, -9999.0, -9999.0]
+
+
+def test_logits_may_be_wider_than_the_vocabulary_a_row_was_told_of() -> None:
+    logits = np.zeros((1, 64), dtype=np.float32)
+    logits[0, [60, 3]] = [3.0, 2.0]
+    row = make_row(50, frequency_penalty=2.0, repetition_penalty=1.1, prompt_ids=[3, 49])
+    batch_sampler = BatchSampler()
+    assert [batch_sampler.sample(mx.array(logits), [row]).collect()[0][0] for _ in range(2)] == [60, 3]
 
 
 def test_greedy_rows_never_pay_for_a_softmax(monkeypatch: pytest.MonkeyPatch) -> None:

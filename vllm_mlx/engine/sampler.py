@@ -5,49 +5,28 @@ For one row the steps are, in this order,
 
     penalties -> logit bias, min_tokens -> grammar mask -> temperature -> top_k -> top_p -> min_p -> XTC -> draw
 
-and greedy rows stop after the mask. Rows take one of four routes, by their own parameters only:
-
-    greedy   argmax. Rows that change nothing in the logits take it on the raw logits, and pay for nothing else.
-    top      at most 2048 candidates are possible (top_k, or a top_p small enough): they are preselected and sorted.
-    nucleus  top_p and min_p over the whole vocabulary without sorting it: `num_draws` tokens are drawn from the
-             distribution, and the first of them that lies inside the nucleus is an exact sample of the nucleus. Whether
-             a drawn token is inside is a matter of the mass above it, found for all draws together by bisection. The
-             chance that none is inside is under 1e-12, less than rounding does; then it is the likeliest token.
-    sorted   everything else (XTC, huge top_k, top_p around 0.02): the plain sort, correct and slow.
-
-Random numbers are a hash of (row seed, position), computed on the host, so that neither neighbours nor the row's place
-can change a row's token. Tokens that tie with the last one inside a nucleus are inside.
+and greedy rows stop after the mask. Rows that are greedy and change nothing in the logits take the argmax of the raw
+logits, and pay for nothing else. `logits.py` has the arithmetic up to the mask, `draws.py` what comes behind it.
+Log-probabilities are those of the raw logits: before penalties, masks and temperature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import mlx.core as mx
 import numpy as np
 
 from vllm_mlx.engine import logits as lg
 from vllm_mlx.engine.constraint import Guide
+from vllm_mlx.engine.draws import Route, as_index, choose_route, column, draw, take_rows
 from vllm_mlx.engine.request import SamplingParams
 from vllm_mlx.engine.step import TokenLogprobs
 
-GREEDY_BELOW_TEMPERATURE = 1e-5
-_TOP_SIZES = (64, 512, 2048)
-_MISS_PROBABILITY = 1e-12
-_MAX_DRAWS = 1023
-_DRAW_BLOCK = 128
-
+_LEAST_LOGPROB = -9999.0  # what OpenAI shows for minus infinity, which JSON cannot
 _BROKEN_LOGITS = "the model returned logits that are not finite numbers"
 _NOTHING_ALLOWED = "no token may follow here: grammar, bias and bans exclude the whole vocabulary"
-
-
-class Route(IntEnum):
-    GREEDY = 0
-    TOP = 1
-    NUCLEUS = 2
-    SORTED = 3
 
 
 class SamplingRow:
@@ -108,50 +87,6 @@ class SamplingRow:
         return self.route is Route.GREEDY and not self.has_penalties and not self.bias and not self.bans_stop_tokens
 
 
-def choose_route(params: SamplingParams, vocab_size: int) -> tuple[Route, int, int]:
-    """(route, preselection size, number of draws) from the row's own parameters: never from its neighbours'."""
-    top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
-    is_greedy = params.temperature < GREEDY_BELOW_TEMPERATURE or top_k == 1 or params.top_p * vocab_size <= 1.0
-    if is_greedy:
-        return Route.GREEDY, 0, 0
-    # n of V tokens hold at least n / V of the mass when they are the likeliest, which bounds the nucleus.
-    num_possible = min(top_k, int(params.top_p * vocab_size) + 1) if params.top_p < 1.0 else top_k
-    for size in _TOP_SIZES:
-        if num_possible <= size:
-            return Route.TOP, size, 0
-    num_draws = _num_draws(params.top_p)
-    if top_k < vocab_size or params.xtc_probability > 0.0 or num_draws > _MAX_DRAWS:
-        return Route.SORTED, vocab_size, 0
-    return Route.NUCLEUS, 0, num_draws
-
-
-def _num_draws(top_p: float) -> int:
-    """Smallest 2**k - 1 draws that all fall outside a nucleus of mass `top_p` with less than the miss probability."""
-    num, missed = 1, 1.0 - top_p
-    while top_p < 1.0 and missed**num > _MISS_PROBABILITY and num <= _MAX_DRAWS:
-        num = num * 2 + 1
-    return num
-
-
-def uniforms(seeds: Sequence[int], positions: Sequence[int], num: int, stream: int = 0) -> np.ndarray:
-    """float32 [R, num] in [0, 1), a function of (seed, position, stream, column) only.
-
-    The finaliser of SplitMix64, twice over. 23 bits each, so that `u * total` stays below `total` in float32.
-    """
-    with np.errstate(over="ignore"):
-        state = _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-        state = _mix(state ^ _mix(np.asarray(positions, dtype=np.uint64) * np.uint64(4) + np.uint64(stream)))
-        columns = np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(state[:, None] + columns[None, :])
-    return (bits >> np.uint64(41)).astype(np.float32) * np.float32(2.0**-23)
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 class SampledBatch:
     """The tokens of one step, still lazy. `collect` is the only call that waits for the device."""
 
@@ -190,8 +125,9 @@ class SampledBatch:
         if self._logprobs is not None:
             chosen, top_values, top_ids = (np.array(a).tolist() for a in self._logprobs)
             for i, (row, num_top) in enumerate(self._logprob_rows):
-                top = tuple(zip(top_ids[i][:num_top], top_values[i][:num_top], strict=True))
-                reports[row] = TokenLogprobs(token_ids[row], chosen[i], top)
+                values = [max(value, _LEAST_LOGPROB) for value in top_values[i][:num_top]]
+                top = tuple(zip(top_ids[i][:num_top], values, strict=True))
+                reports[row] = TokenLogprobs(token_ids[row], max(chosen[i], _LEAST_LOGPROB), top)
         return list(zip(token_ids, reports, strict=True))
 
 
@@ -207,14 +143,14 @@ class _Penalties:
     repetition: mx.array
 
     @classmethod
-    def of(cls, rows: tuple[SamplingRow, ...]) -> _Penalties:
+    def of(cls, rows: tuple[SamplingRow, ...], vocab: int) -> _Penalties:
         return cls(
             rows,
-            mx.stack([row.counts for row in rows if row.counts is not None]),
-            mx.stack([row.unrepeated for row in rows if row.unrepeated is not None]),
-            _column([row.params.presence_penalty for row in rows]),
-            _column([row.params.frequency_penalty for row in rows]),
-            _column([1.0 / row.params.repetition_penalty for row in rows]),
+            mx.stack([_fitted(row.counts, vocab, 0.0) for row in rows if row.counts is not None]),
+            mx.stack([_fitted(row.unrepeated, vocab, 1.0) for row in rows if row.unrepeated is not None]),
+            column([row.params.presence_penalty for row in rows]),
+            column([row.params.frequency_penalty for row in rows]),
+            column([1.0 / row.params.repetition_penalty for row in rows]),
         )
 
     def apply(self, logits: mx.array) -> mx.array:
@@ -230,12 +166,10 @@ class _Penalties:
             row.counts, row.unrepeated = self.counts[i], self.unrepeated[i]
 
 
-def _column(values: Sequence[float]) -> mx.array:
-    return mx.array(np.asarray(values, dtype=np.float32)[:, None])
-
-
-def _index(values: Sequence[int]) -> mx.array:
-    return mx.array(np.asarray(values, dtype=np.uint32))
+def _fitted(state: mx.array, vocab: int, fill: float) -> mx.array:
+    """State for logits that are longer or shorter than the vocabulary the row was told of."""
+    missing = vocab - state.shape[0]
+    return mx.pad(state, (0, missing), constant_values=fill) if missing > 0 else state[:vocab]
 
 
 class BatchSampler:
@@ -274,13 +208,13 @@ class BatchSampler:
             parts.append(_argmax_of(logits, plain))
         if taken:
             order += taken
-            parts.append(_index([forced[i] or 0 for i in taken]))
+            parts.append(as_index([forced[i] or 0 for i in taken]))
         no_token = mx.zeros((0,), dtype=mx.bool_)
         if rest:
             chosen = [rows[i] for i in rest]
-            x = self._process(_take_rows(logits, rest).astype(mx.float32), chosen, [masks[i] for i in rest])
+            x = self._process(take_rows(logits, rest).astype(mx.float32), chosen, [masks[i] for i in rest])
             no_token = lg.row_max(x)[:, 0] < lg.BANNED_BELOW
-            for positions, tokens in _draw_all(x, chosen):
+            for positions, tokens in draw(x, chosen):
                 order += [rest[p] for p in positions]
                 parts.append(tokens)
         tokens = _in_order(parts, order)
@@ -303,7 +237,7 @@ class BatchSampler:
         x = mx.maximum(x, lg.BANNED)
         penalised = tuple(row for row in rows if row.has_penalties)
         if penalised:
-            state = self._penalty_state(penalised)
+            state = self._penalty_state(penalised, x.shape[-1])
             if len(penalised) == len(rows):
                 x = state.apply(x)
             else:
@@ -321,12 +255,12 @@ class BatchSampler:
         x = lg.add_at(x, at_rows, at_tokens, values)
         return lg.apply_bitmasks(x, masks) if any(mask is not None for mask in masks) else x
 
-    def _penalty_state(self, rows: tuple[SamplingRow, ...]) -> _Penalties:
+    def _penalty_state(self, rows: tuple[SamplingRow, ...], vocab: int) -> _Penalties:
         state = self._penalties
         if state is None or [*map(id, state.rows)] != [*map(id, rows)]:
             if state is not None:
                 state.give_back()
-            state = self._penalties = _Penalties.of(rows)
+            state = self._penalties = _Penalties.of(rows, vocab)
         return state
 
     def _report(
@@ -343,39 +277,35 @@ class BatchSampler:
         if any(row.has_penalties for row in rows):
             penalised = [i for i in processed if rows[i].has_penalties]
             forced = [i for i, row in enumerate(rows) if row.has_penalties and i not in set(penalised)]
-            penalties = self._penalty_state(tuple(rows[i] for i in penalised + forced))
-            penalties.count(tokens[_index(penalised + forced)])
+            penalties = self._penalty_state(tuple(rows[i] for i in penalised + forced), logits.shape[-1])
+            penalties.count(tokens[as_index(penalised + forced)])
             state = [penalties.counts, penalties.unrepeated]
         total = lg.row_sum(logits if logits.dtype != mx.float16 else logits.astype(mx.float32))[:, 0]
         codes = mx.logical_or(mx.isnan(total), total == float("inf")).astype(mx.uint32)
         if processed:
             empty = mx.zeros((len(rows),), dtype=mx.uint32)
-            empty = empty.at[_index(processed)].add(no_token.astype(mx.uint32) * 2)
+            empty = empty.at[as_index(processed)].add(no_token.astype(mx.uint32) * 2)
             codes = mx.where(codes > 0, codes, empty)
         asking = [(i, row.params.num_logprobs) for i, row in enumerate(rows) if row.params.num_logprobs is not None]
         logprobs = None
         if asking:
             indices = [i for i, _ in asking]
             most = max(num for _, num in asking)
-            logprobs = lg.logprobs_at(_take_rows(logits, indices), tokens[_index(indices)], most)
+            logprobs = lg.logprobs_at(take_rows(logits, indices), tokens[as_index(indices)], most)
         return SampledBatch(tokens, codes, host_errors, logprobs, asking, state)
-
-
-def _take_rows(logits: mx.array, indices: Sequence[int]) -> mx.array:
-    return logits if list(indices) == list(range(logits.shape[0])) else logits[_index(indices)]
 
 
 def _argmax_of(logits: mx.array, indices: Sequence[int]) -> mx.array:
     """Argmax of some rows; where they are most rows, of all, which is cheaper than to copy them out."""
     if 2 * len(indices) < logits.shape[0]:
-        return mx.argmax(logits[_index(indices)], axis=-1).astype(mx.uint32)
+        return mx.argmax(logits[as_index(indices)], axis=-1).astype(mx.uint32)
     tokens = mx.argmax(logits, axis=-1).astype(mx.uint32)
-    return tokens if len(indices) == logits.shape[0] else tokens[_index(indices)]
+    return tokens if len(indices) == logits.shape[0] else tokens[as_index(indices)]
 
 
 def _in_order(parts: Sequence[mx.array], order: Sequence[int]) -> mx.array:
     tokens = parts[0] if len(parts) == 1 else mx.concatenate(list(parts))
-    return tokens if list(order) == list(range(len(order))) else tokens[_index(np.argsort(order).tolist())]
+    return tokens if list(order) == list(range(len(order))) else tokens[as_index(np.argsort(order).tolist())]
 
 
 def _only_allows(mask: np.ndarray | None, token_ids: Sequence[int]) -> bool:
@@ -387,128 +317,3 @@ def _only_allows(mask: np.ndarray | None, token_ids: Sequence[int]) -> bool:
         if token // 32 < left.size:
             left[token // 32] &= ~np.uint32(1 << (token % 32))
     return not left.any()
-
-
-def _draw_all(x: mx.array, rows: Sequence[SamplingRow]) -> list[tuple[list[int], mx.array]]:
-    """Tokens for processed logits, group by group: (positions in `rows`, tokens)."""
-    groups: dict[tuple[Route, int], list[int]] = {}
-    for position, row in enumerate(rows):
-        groups.setdefault((row.route, row.num_top), []).append(position)
-    drawn = []
-    for (route, num_top), positions in groups.items():
-        own = _take_rows(x, positions)
-        members = [rows[p] for p in positions]
-        if route is Route.GREEDY:
-            tokens = mx.argmax(own, axis=-1).astype(mx.uint32)
-        elif route is Route.NUCLEUS:
-            tokens = _draw_nucleus(own, members)
-        else:
-            tokens = _draw_sorted(own, members, num_top)
-        drawn.append((positions, tokens))
-    return drawn
-
-
-def _draw_sorted(x: mx.array, rows: Sequence[SamplingRow], num_top: int) -> mx.array:
-    """Routes `top` and `sorted`: all filters on candidates in descending order, then the inverse of their sums."""
-    params = [row.params for row in rows]
-    inverse_temperature = _column([1.0 / p.temperature for p in params])
-    values, token_ids = lg.top_sorted(x, num_top)
-    top = values[:, :1]
-    weights = lg.exp_nonpositive((values - top) * inverse_temperature)
-    vocab = x.shape[-1]
-    top_k = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
-    ranks = mx.arange(weights.shape[-1], dtype=mx.uint32)[None, :]
-    weights = weights * (ranks < _index(top_k)[:, None])
-    if any(p.top_p < 1.0 for p in params):
-        total = weights.sum(-1, keepdims=True)
-        if any(k > num_top for k in top_k):  # only top_p bounds the candidates: its mass is the whole vocabulary's
-            everything = lg.row_sum(lg.exp_nonpositive((x - top) * inverse_temperature))
-            total = mx.where(_index(top_k)[:, None] > num_top, everything, total)
-        above = mx.cumsum(weights, axis=-1) - weights
-        # 2.0: no cumulative sum reaches it, so that a row without top_p keeps all
-        inside = above < _column([p.top_p if p.top_p < 1.0 else 2.0 for p in params]) * total
-        inside = mx.logical_or(inside, ranks == 0)
-        last = mx.min(mx.where(inside, weights, 2.0), axis=-1, keepdims=True)
-        weights = weights * (weights >= last)
-    if any(p.min_p > 0.0 for p in params):
-        weights = weights * (weights >= _column([p.min_p for p in params]))
-    if any(p.xtc_probability > 0.0 for p in params):
-        weights = _exclude_top_choices(weights, rows)
-    random = uniforms([row.seed for row in rows], [row.num_completion for row in rows], 1)
-    rank = _first_above(weights, mx.array(random))
-    return mx.take_along_axis(token_ids, rank, axis=-1)[:, 0]
-
-
-def _exclude_top_choices(weights: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
-    """XTC: with its probability, drop every token over the threshold except the least likely of these.
-
-    Whether it happens at a position is the row's own random number, known on the host.
-    """
-    coins = uniforms([row.seed for row in rows], [row.num_completion for row in rows], 1, stream=1)[:, 0]
-    thresholds = [
-        row.params.xtc_threshold if coin < row.params.xtc_probability else 2.0
-        for row, coin in zip(rows, coins.tolist(), strict=True)
-    ]
-    over = (weights / weights.sum(-1, keepdims=True) >= _column(thresholds)).astype(mx.uint32)
-    num_over = over.sum(-1, keepdims=True)
-    ranks = mx.arange(weights.shape[-1], dtype=mx.uint32)[None, :]
-    return weights * (ranks + 1 >= num_over)
-
-
-def _first_above(weights: mx.array, random: mx.array) -> mx.array:
-    """Index [R, N] of the first element whose cumulative weight passes `random` [R, N] times the total.
-
-    Never an element of weight zero, whatever rounding does, so long as one is positive.
-    """
-    sums = mx.cumsum(weights, axis=-1)
-    passed = sums[:, None, :] > (random * sums[:, -1:])[:, :, None]
-    passed = mx.logical_and(passed, (weights > 0)[:, None, :])
-    index = mx.argmax(passed, axis=-1)
-    return mx.where(passed.any(-1), index, mx.argmax(weights, axis=-1, keepdims=True)).astype(mx.uint32)
-
-
-def _draw_nucleus(x: mx.array, rows: Sequence[SamplingRow]) -> mx.array:
-    """Route `nucleus`; the module's docstring says how it works."""
-    params = [row.params for row in rows]
-    num_rows = len(rows)
-    num_draws = max(row.num_draws for row in rows)
-    x = lg.pad_vocab(x, _DRAW_BLOCK, lg.BANNED)
-    weights = lg.exp_nonpositive((x - lg.row_max(x)) * _column([1.0 / p.temperature for p in params]))
-    total = lg.row_sum(weights)  # before min_p: top_p is a share of this
-    if any(p.min_p > 0.0 for p in params):
-        weights = weights * (weights >= _column([p.min_p for p in params]))
-
-    # Draw a block by its sum, then a token within it by its weight: two uniforms a draw, one pass over the vocabulary.
-    columns = weights.reshape(num_rows, _DRAW_BLOCK, -1)
-    num_blocks = columns.shape[-1]
-    random = uniforms([row.seed for row in rows], [row.num_completion for row in rows], 2 * num_draws)
-    random = random.reshape(num_rows, num_draws, 2)
-    block = _first_above(columns.sum(1), mx.array(random[:, :, 0]))
-    members = mx.take_along_axis(columns, block[:, None, :], axis=-1).transpose(0, 2, 1)
-    members = members.reshape(num_rows * num_draws, _DRAW_BLOCK)
-    inner = _first_above(members, mx.array(random[:, :, 1].reshape(-1, 1)))
-    drawn = mx.take_along_axis(members, inner, axis=-1).reshape(num_rows, num_draws)
-    token_ids = inner.reshape(num_rows, num_draws) * num_blocks + block
-    if num_draws == 1:
-        return token_ids[:, 0]
-
-    inside = _inside_nucleus(weights, drawn, _column([p.top_p if p.top_p < 1.0 else 2.0 for p in params]) * total)
-    own_draws = np.arange(num_draws)[None, :] < np.asarray([row.num_draws for row in rows])[:, None]
-    inside = mx.logical_and(inside, mx.array(own_draws))
-    first = mx.take_along_axis(token_ids, mx.argmax(inside, axis=-1, keepdims=True), axis=-1)[:, 0]
-    return mx.where(inside.any(-1), first, mx.argmax(x, axis=-1).astype(mx.uint32))
-
-
-def _inside_nucleus(weights: mx.array, drawn: mx.array, limit: mx.array) -> mx.array:
-    """Which drawn tokens [R, N] have less than `limit` [R, 1] of mass strictly above. N is 2**k - 1, in k passes."""
-    num_rows, num_draws = drawn.shape
-    descending = -mx.sort(-drawn, axis=-1)
-    low = mx.zeros((num_rows, 1), dtype=mx.uint32)  # the `low` heaviest draws are inside
-    step = (num_draws + 1) // 2
-    while step:
-        pivot = mx.take_along_axis(descending, low + (step - 1), axis=-1)
-        mass_above = lg.row_sum(weights * (weights > pivot))
-        low = low + (mass_above < limit).astype(mx.uint32) * step
-        step //= 2
-    lightest = mx.take_along_axis(descending, mx.maximum(low, 1) - 1, axis=-1)
-    return mx.logical_and(drawn >= lightest, low > 0)
