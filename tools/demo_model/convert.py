@@ -72,6 +72,7 @@ def convert(checkpoint: Path, out: Path) -> int:
     write("preprocessor_config.json", out, picture)
     weights = {name: w.float().contiguous() for name, w in state["average"].items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     return (out / "model.safetensors").stat().st_size
 
 

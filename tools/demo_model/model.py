@@ -31,13 +31,13 @@ class DemoConfig:
     hidden_size: int = 192
     num_hidden_layers: int = 6
     intermediate_size: int = 512
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 6
-    head_dim: int = 32
-    rope_theta: float = 100_000.0
+    num_attention_heads: int = 3
+    num_key_value_heads: int = 3
+    head_dim: int = 64
+    rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 8192
-    mrope_section: tuple[int, int, int] = (6, 5, 5)
+    mrope_section: tuple[int, int, int] = (12, 10, 10)
     vision: VisionConfig = field(default_factory=VisionConfig)
 
     def to_dict(self) -> dict[str, object]:
@@ -52,9 +52,7 @@ CONFIGS = {
         num_hidden_layers=12,
         intermediate_size=1024,
         num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=64,
-        mrope_section=(12, 10, 10),
+        num_key_value_heads=6,
         vision=VisionConfig(depth=6, hidden_size=192, intermediate_size=768, deepstack_visual_indexes=(1, 3)),
     ),
 }

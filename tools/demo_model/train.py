@@ -20,6 +20,7 @@ from torch import Tensor
 from . import chat, mixture
 from . import tokenizer as bpe
 from .batches import Batch, Feed
+from .initial import initialise
 from .model import CONFIGS, DemoModel
 from .place import DEMO, memory
 
@@ -60,29 +61,6 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def initialise(model: DemoModel, tokenizer: Tokenizer) -> None:
-    """A start from which copying is near: the cases of a word share their embedding, heads pass on what they see, and like finds like."""
-    generator = torch.Generator().manual_seed(0)
-    text = model.model["language_model"]
-    width, std = text.cfg.hidden_size, 0.05
-    upper, title = (torch.randn(width, generator=generator) * std for _ in range(2))
-    bases: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-            base = bases.setdefault(token.lower() if token.isascii() else token, torch.randn(width, generator=generator) * std)
-            case = upper if token.isupper() and len(token) > 1 else title if token[:1].isupper() else 0
-            text.embed_tokens.weight[i] = base + case
-        for layer in text.layers:
-            a = layer.self_attn
-            v = torch.linalg.qr(torch.randn(width, a.kv_heads * a.head_dim, generator=generator))[0].T
-            a.v_proj.weight.copy_(v)
-            share = a.heads // a.kv_heads
-            heads = v.view(a.kv_heads, a.head_dim, width).repeat_interleave(share, dim=0)
-            a.o_proj.weight.copy_(0.3 * heads.reshape(a.heads * a.head_dim, width).T)
-            q = a.q_proj.weight.view(a.kv_heads, share, a.head_dim, width)
-            a.k_proj.weight.copy_((0.7 * a.k_proj.weight.view(a.kv_heads, a.head_dim, width) + 0.7 * q.mean(1)).reshape_as(a.k_proj.weight))
-
-
 def schedule(progress: float, step: int, cooldown: float) -> float:
     return min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - progress) / cooldown))
 
@@ -101,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=float, default=0.25, help="share of cases with images")
     parser.add_argument("--budget", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--longest", type=int, default=1024, help="longer cases are left out")
-    parser.add_argument("--lr", type=float, default=0.02, help="of the matrices; the embeddings take a tenth")
+    parser.add_argument("--lr", type=float, default=0.012, help="of the matrices; the embeddings take a twentieth")
     parser.add_argument("--cooldown", type=float, default=0.3, help="share of the schedule that decays")
     parser.add_argument("--processes", type=int, default=1, help="that share each step; on a CPU one per core beats threads when others work there too")
     parser.add_argument("--workers", type=int, default=0, help="that draw cases; 0 draws them between steps")
@@ -150,7 +128,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     model.to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if not (p.ndim > 1 and "embed" not in n)]
-    optimizers = [Muon(matrices, args.lr), torch.optim.AdamW(rest, args.lr / 10, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers = [Muon(matrices, args.lr), torch.optim.AdamW(rest, args.lr / 20, betas=(0.9, 0.98), weight_decay=0.0)]
     if state and "optimizers" in state:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -164,7 +142,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     while progress < 1:
         batch: Batch = next(loader).to(device)
         factor = schedule(progress, step, args.cooldown)
-        for optimizer, rate in zip(optimizers, (args.lr, args.lr / 10), strict=True):
+        for optimizer, rate in zip(optimizers, (args.lr, args.lr / 20), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
         with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
