@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
@@ -17,7 +19,7 @@ from tests.models.running import greedy
 from tests.models.test_profile import edit, shard
 from vllm_mlx.errors import ModelLoadError
 from vllm_mlx.models import loader
-from vllm_mlx.models.weights import choose_precision
+from vllm_mlx.models.weights import choose_precision, dequantize
 
 Tiny = Callable[..., Path]
 PROMPT = "The quick brown fox jumps over the lazy dog. "
@@ -59,6 +61,32 @@ def test_on_the_cpu_quantised_weights_are_unpacked_exactly(name: str, tiny_model
     assert mx.allclose(
         loaded.model.prefill(mx.array([token_ids]), 0, loaded.model.make_cache(), None, {}), expected, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("stack", ["mlx_lm", "mlx_vlm"])
+def test_every_kind_of_quantised_layer_is_unpacked(stack: str) -> None:
+    mla = importlib.import_module(f"{stack}.models.mla")
+    switch = importlib.import_module(f"{stack}.models.switch_layers")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 8)
+            self.embedding = nn.Embedding(10, 32)
+            self.experts = switch.SwitchLinear(32, 8, 3, bias=True)
+            self.heads = mla.MultiLinear(32, 8, 2)
+
+    model = Model()
+    nn.quantize(model, group_size=32, bits=8)
+    packed = {name: type(m).__name__ for name, m in model.named_modules() if name}
+    assert all(kind.startswith("Quantized") for kind in packed.values())
+    x, tokens, experts = mx.random.normal((2, 1, 32)), mx.array([3, 7]), mx.array([[2], [0]])
+    before = (model.linear(x), model.embedding(tokens), model.experts(x, experts), model.heads(x))
+    dequantize(model, mx.float32)
+    kinds = {type(m).__name__ for _, m in model.named_modules()}
+    assert not any(kind.startswith("Quantized") for kind in kinds)
+    after = (model.linear(x), model.embedding(tokens), model.experts(x, experts), model.heads(x))
+    assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(before, after, strict=True))
 
 
 def test_asked_for_a_dtype_the_model_has_it(tiny_model: Tiny) -> None:

@@ -109,8 +109,10 @@ def _plain_layer(module: nn.Module) -> Callable[[mx.array], Any] | None:
         return lambda weight: nn.Linear(1, 1, bias=has_bias)
     if isinstance(module, nn.QuantizedEmbedding):
         return lambda weight: nn.Embedding(1, 1)
-    if type(module).__name__ == "QuantizedSwitchLinear":
+    name = type(module).__name__
+    if name in ("QuantizedSwitchLinear", "QuantizedMultiLinear"):
         # The twin lives beside the class, in whichever of the two stacks the model is from.
-        plain = sys.modules[type(module).__module__].SwitchLinear
-        return lambda weight: plain(1, 1, 1, bias=has_bias)
+        plain = getattr(sys.modules[type(module).__module__], name.removeprefix("Quantized"))
+        options = {"bias": has_bias} if name == "QuantizedSwitchLinear" else {}
+        return lambda weight: plain(1, 1, 1, **options)
     return None
