@@ -41,7 +41,8 @@ INLINE void PUT(const product *p, ptrdiff_t row, ptrdiff_t col, float sum, ptrdi
 }
 
 /* C[row..row+rows, col..col+cols] with B transposed, over the block of K that begins at k0. */
-INLINE void NT_TILE(const product *p, ptrdiff_t row, ptrdiff_t col, ptrdiff_t k0, const int rows, const int cols) {
+INLINE void NT_TILE(const product *p, ptrdiff_t row, ptrdiff_t col, ptrdiff_t k0, const int rows, const int cols,
+                    const int is_first) {
   const float *a = p->a + row * p->lda, *b = p->b + col * p->ldb;
   ptrdiff_t k = k0, end = k0 + K_BLOCK < p->k ? k0 + K_BLOCK : p->k;
   VEC acc[4][NT_COLS];
@@ -51,7 +52,10 @@ INLINE void NT_TILE(const product *p, ptrdiff_t row, ptrdiff_t col, ptrdiff_t k0
     VEC x[4];
     for (int i = 0; i < rows; i++) x[i] = LOAD(a + i * p->lda + k);
     for (int j = 0; j < cols; j++) {
-      VEC w = LOAD(b + j * p->ldb + k);
+      const float *from = b + j * p->ldb + k;
+      VEC w = LOAD(from);
+      /* The first rows meet new weights: ask for the next columns', which the hardware does not foresee. */
+      if (is_first) __builtin_prefetch(from + cols * p->ldb);
       for (int i = 0; i < rows; i++) acc[i][j] += x[i] * w;
     }
   }
@@ -71,13 +75,14 @@ TARGET static void TILE_NAME(nt, ISA)(const product *p, ptrdiff_t n_begin, ptrdi
       for (ptrdiff_t col = n_begin; col < n_end; col += NT_COLS) {
         ptrdiff_t row = block;
         if (col + NT_COLS <= n_end) {
-          for (; row + 4 <= end; row += 4) NT_TILE(p, row, col, k0, 4, NT_COLS);
-          if (end - row == 3) NT_TILE(p, row, col, k0, 3, NT_COLS), row = end;
-          if (end - row == 2) NT_TILE(p, row, col, k0, 2, NT_COLS), row = end;
-          if (end - row == 1) NT_TILE(p, row, col, k0, 1, NT_COLS), row = end;
+          if (row + 4 <= end) NT_TILE(p, row, col, k0, 4, NT_COLS, 1), row += 4;
+          for (; row + 4 <= end; row += 4) NT_TILE(p, row, col, k0, 4, NT_COLS, 0);
+          if (end - row == 3) NT_TILE(p, row, col, k0, 3, NT_COLS, 1), row = end;
+          if (end - row == 2) NT_TILE(p, row, col, k0, 2, NT_COLS, 1), row = end;
+          if (end - row == 1) NT_TILE(p, row, col, k0, 1, NT_COLS, 1), row = end;
         }
         for (; row < end; row++)
-          for (ptrdiff_t j = col; j < n_end; j++) NT_TILE(p, row, j, k0, 1, 1);
+          for (ptrdiff_t j = col; j < n_end; j++) NT_TILE(p, row, j, k0, 1, 1, 0);
       }
     }
 }
