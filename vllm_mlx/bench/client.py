@@ -63,7 +63,19 @@ async def stream_chat(endpoint: Endpoint, body: Mapping[str, Any]) -> Trace:
 
 
 async def _exchange(endpoint: Endpoint, body: bytes) -> list[tuple[float, bytes]]:
-    target = urlsplit(endpoint.url.rstrip("/") + "/chat/completions")
+    transport, receiver = await send(endpoint, "/chat/completions", body)
+    try:
+        await receiver.closed
+    finally:
+        transport.close()
+    return receiver.pieces
+
+
+async def send(endpoint: Endpoint, path: str, body: bytes) -> tuple[asyncio.Transport, Receiver]:
+    """Open a connection and post `body` to `path` under the endpoint's URL; the caller closes or aborts it."""
+    target = urlsplit(endpoint.url.rstrip("/") + path)
+    if not target.hostname:
+        raise OSError(f"{endpoint.url} names no host")
     headers = [
         f"POST {target.path} HTTP/1.1",
         f"Host: {target.netloc}",
@@ -75,18 +87,9 @@ async def _exchange(endpoint: Endpoint, body: bytes) -> list[tuple[float, bytes]
     if endpoint.api_key:
         headers.append(f"Authorization: Bearer {endpoint.api_key}")
     request = "\r\n".join(headers).encode() + b"\r\n\r\n" + body
-    if not target.hostname:
-        raise OSError(f"{endpoint.url} names no host")
     tls = ssl.create_default_context() if target.scheme == "https" else None
     port = target.port or (443 if tls else 80)
-    transport, receiver = await asyncio.get_running_loop().create_connection(
-        lambda: Receiver(request), target.hostname, port, ssl=tls
-    )
-    try:
-        await receiver.closed
-    finally:
-        transport.close()
-    return receiver.pieces
+    return await asyncio.get_running_loop().create_connection(lambda: Receiver(request), target.hostname, port, ssl=tls)
 
 
 def read_answer(started: float, pieces: list[tuple[float, bytes]]) -> Trace:

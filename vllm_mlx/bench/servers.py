@@ -35,10 +35,13 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(command: Sequence[str], port: int, model: str) -> AsyncIterator[Endpoint]:
-    """The server of `command` for the length of the block, ready to answer."""
+async def running(
+    command: Sequence[str], port: int, model: str, *, log: Path | None = None
+) -> AsyncIterator[Endpoint]:
+    """The server of `command` for the length of the block, ready to answer. Its output goes to `log`, which stays, or
+    to a file that goes when the block ends well."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = Path(tempfile.mkstemp(prefix="vllm-mlx-bench-", suffix=".log")[1])
+    is_kept, log = log is not None, log or Path(tempfile.mkstemp(prefix="vllm-mlx-bench-", suffix=".log")[1])
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output, env=environment)
     try:
@@ -47,7 +50,8 @@ async def running(command: Sequence[str], port: int, model: str) -> AsyncIterato
         yield endpoint
     finally:
         await _stop(process)
-    log.unlink(missing_ok=True)  # kept when the block failed: it is then worth reading
+    if not is_kept:
+        log.unlink(missing_ok=True)
 
 
 async def _wait_until_ready(process: asyncio.subprocess.Process, endpoint: Endpoint, log: Path) -> None:
