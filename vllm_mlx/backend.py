@@ -19,6 +19,8 @@ from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.generation.sources import MediaSources
+from vllm_mlx.models.download import Bar, resolve
+from vllm_mlx.models.profile import ModelProfile, read_profile
 from vllm_mlx.parsers import discover
 from vllm_mlx.settings import Settings, is_loopback
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from vllm_mlx.engine.prefix_cache import PrefixCache
     from vllm_mlx.engine.thread import EngineThread
     from vllm_mlx.models.loader import LoadedModel
-    from vllm_mlx.models.profile import ModelProfile
     from vllm_mlx.oversight import Oversight
 
 log = logging.getLogger(__name__)
@@ -58,22 +59,7 @@ class Backend:
     @classmethod
     def load(cls, settings: Settings) -> Backend:
         """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each."""
-        blas_report = blas.load(
-            settings.cpu.blas,
-            settings.cpu.blas_threads,
-            few_row_kernels=settings.cpu.few_row_kernels,
-            invariant=settings.batch.batch_invariant,
-        )
-        # After the BLAS: these import MLX.
-        from vllm_mlx.engine.assembly import build_engine
-        from vllm_mlx.engine.engine import Publish
-        from vllm_mlx.engine.thread import EngineThread
-        from vllm_mlx.guards.memory import check_weights
-        from vllm_mlx.models import device, loader
-        from vllm_mlx.models.download import Bar, resolve
-        from vllm_mlx.models.profile import read_profile
-        from vllm_mlx.oversight import Oversight
-
+        # What can be known of the model without MLX comes first: a wrong name should fail at once.
         model = settings.model
         folder = resolve(
             model.model,
@@ -86,6 +72,20 @@ class Backend:
         profile = read_profile(folder)
         settings, notes = settings.resolve(profile)
         settings = name_formats(settings, profile)
+        blas_report = blas.load(
+            settings.cpu.blas,
+            settings.cpu.blas_threads,
+            few_row_kernels=settings.cpu.few_row_kernels,
+            invariant=settings.batch.batch_invariant,
+        )
+        # After the BLAS: these import MLX.
+        from vllm_mlx.engine.assembly import build_engine
+        from vllm_mlx.engine.engine import Publish
+        from vllm_mlx.engine.thread import EngineThread
+        from vllm_mlx.guards.memory import check_weights
+        from vllm_mlx.models import device, loader
+        from vllm_mlx.oversight import Oversight
+
         check_weights(profile.weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []

@@ -1,0 +1,73 @@
+"""A real server process for tests: `python -m vllm_mlx.cli serve …` on a free port, watched from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+START_LIMIT_S = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """One server. `output` is what it has printed so far, both streams together."""
+
+    def __init__(self, model: Path | str, *flags: str, log: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        command = [sys.executable, "-m", "vllm_mlx.cli", "serve", str(model), "--port", str(self.port), *flags]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_MLX_")}
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_until_healthy(self) -> None:
+        limit = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < limit:
+            assert self.process.poll() is None, f"the server ended:\n{self.output}"
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"the server was not ready in time:\n{self.output}")
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def serving(model: Path | str, *flags: str, log: Path, is_awaited: bool = True) -> Iterator[ServerProcess]:
+    """A server that is ready, and ended at the end."""
+    server = ServerProcess(model, *flags, log=log)
+    try:
+        if is_awaited:
+            server.wait_until_healthy()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
