@@ -59,6 +59,62 @@ PRINTS = """\
 {%- for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments }}>{% endfor %};
 {% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"""
 
+# Walks over the tools even where there are none, and drops later system turns (Phi 4).
+ALWAYS_TOOLS = """\
+{%- if messages[0].role == 'system' %}<|system|>{{ messages[0].content }}<|end|>{% endif %}
+{%- for t in tools %}<|tool|>{{ t.function | tojson }}<|/tool|>{% endfor %}
+{%- for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}
+{%- for c in m.tool_calls %}<|tool_call|>{{ c.function | tojson }}<|/tool_call|>{% endfor %}<|end|>
+{%- endif %}{% endfor %}"""
+
+# Wants ids of nine letters and digits, an answer between a result and the next user turn, and turns that alternate
+# when the tool turns are left out (Mistral).
+MISTRAL = """\
+{%- set loop_messages = messages[1:] if messages[0].role == 'system' else messages %}
+{%- set ns = namespace(index=0) %}
+{%- for m in loop_messages %}{% if m.role != 'tool' and not m.tool_calls %}
+{%- if (m.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- set ns.index = ns.index + 1 %}{% endif %}{% endfor %}
+{%- if messages[0].role == 'system' %}[SYSTEM_PROMPT]{{ messages[0].content }}[/SYSTEM_PROMPT]{% endif %}
+{%- if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}
+{%- for m in loop_messages %}
+{%- if m.role == 'user' %}[INST]{{ m.content }}[/INST]
+{%- elif m.role == 'tool' %}
+{%- if m.tool_call_id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif -%}
+[TOOL_RESULTS]{{ m.tool_call_id }}:{{ m.content }}[/TOOL_RESULTS]
+{%- elif m.tool_calls %}{% for c in m.tool_calls %}
+{%- if c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif -%}
+[TOOL_CALLS]{{ c.function | tojson }}:{{ c.id }}{% endfor %}</s>
+{%- elif m.role == 'assistant' %}{{ m.content }}</s>
+{%- else %}{{ raise_exception('unknown role') }}{% endif %}
+{%- endfor %}"""
+
+# One call a turn, or it raises (Llama 3).
+ONE_CALL = """\
+{%- for m in messages %}<{{ m.role }}>
+{%- if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('single tool-calls only') }}{% endif %}
+{{- m.tool_calls[0].function.name }}({{ m.tool_calls[0].function.arguments | tojson }})
+{%- else %}{{ m.content }}{% endif %}
+{%- endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"""
+
+# Shows tools and results, but drops the calls in between (an early Kimi K2).
+DROPS_CALLS = """\
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"""
+
+ALL = {
+    "chatml": CHATML,
+    "strict system": STRICT_SYSTEM,
+    "alternating": ALTERNATING,
+    "silent": SILENT,
+    "parts only": PARTS_ONLY,
+    "prints": PRINTS,
+    "always tools": ALWAYS_TOOLS,
+    "mistral": MISTRAL,
+    "one call": ONE_CALL,
+    "drops calls": DROPS_CALLS,
+}
+
 TOOL = Tool("weather", "Says it.", {"type": "object", "properties": {"city": {"type": "string"}}})
 
 
@@ -90,10 +146,40 @@ def positions(text, *words):
     return found
 
 
-@pytest.mark.parametrize("source", [CHATML, STRICT_SYSTEM, ALTERNATING, SILENT, PARTS_ONLY, PRINTS])
-def test_no_turn_is_lost_or_moved_whatever_the_template_can_take(source):
-    text = template(source).render(TALK)
-    assert positions(text, "S1", "U1", "A1", "S2", "U2") == sorted(positions(text, "S1", "U1", "A1", "S2", "U2"))
+@pytest.mark.parametrize("name", ALL)
+def test_no_turn_is_lost_or_moved_whatever_the_template_can_take(name):
+    order = positions(template(ALL[name]).render(TALK), "S1", "U1", "A1", "S2", "U2")
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_agents_turns_survive_whatever_the_template_can_take(name):
+    """Two calls in a turn, short and long ids, words of the user behind the results, a system turn in between."""
+    turns = [
+        turn("system", "S1"),
+        turn("system", "S2"),
+        turn("user", "U1"),
+        turn(
+            "assistant",
+            "",
+            tool_calls=(
+                ToolCall("c1", "weather", '{"city": "Ulm"}'),
+                ToolCall("call_" + "x" * 24, "weather", '{"city": "Rom"}'),
+            ),
+        ),
+        turn("tool", "R1", tool_call_id="c1"),
+        turn("tool", "R2", tool_call_id="call_" + "x" * 24),
+        turn("user", "U2"),
+        turn("system", "S3"),
+        turn("assistant", "A1"),
+        turn("user", "U3"),
+    ]
+    text = template(ALL[name]).render(turns, [TOOL])
+    words = ("S1", "S2", "U1", "R1", "R2", "U2", "S3", "A1", "U3")
+    assert positions(text, *words) == sorted(positions(text, *words))
+    calls = positions(text, "Ulm", "Rom")
+    assert text.find("U1") < calls[0] < text.find("R1") and calls[0] < calls[1] < text.find("R2")
+    assert "Says it." in text
 
 
 def test_a_later_system_turn_becomes_a_user_turn_in_its_place_where_it_must():
@@ -173,6 +259,23 @@ def test_tools_are_described_to_templates_that_know_none():
         "U2",
     )
     assert order == sorted(order)
+
+
+def test_tools_are_described_in_the_models_own_format_where_that_is_known():
+    source = ALTERNATING
+    made = ChatTemplate(ByteTokenizer(source), source, tool_format="kimi")
+    text = made.render([turn("user", "U")], [TOOL])
+    assert made.described_format == "kimi"
+    assert "<|tool_call_begin|>functions.<function name>:0<|tool_call_argument_begin|>" in text
+    assert ChatTemplate(ByteTokenizer(source), source, tool_format="glm45").described_format == "hermes"
+
+
+def test_ids_that_a_template_refuses_are_shortened_alike_in_call_and_result():
+    made = template(MISTRAL)
+    assert made.traits.call_ids == "nine" and template(CHATML).traits.call_ids == "any"
+    text = made.render(CALLS, [TOOL])
+    short = text.partition("[TOOL_RESULTS]")[2][:9]
+    assert text.count(short) == 2 and short.isalnum()
 
 
 def test_a_tool_result_knows_its_functions_name():

@@ -96,6 +96,7 @@ class PromptBuilder:
     limits: LimitSettings
     sampling: SamplingSettings
     expander: MediaExpander | None = None
+    tool_format: str | None = None
     _turn_ends: frozenset[int] = field(init=False, repr=False)
     _turn_starts: frozenset[int] = field(init=False, repr=False)
     _template: ChatTemplate | None = field(init=False, repr=False)
@@ -108,7 +109,7 @@ class PromptBuilder:
         object.__setattr__(self, "_turn_starts", frozenset(added[t] for t in _TURN_STARTS if t in added))
         source = self.profile.chat_template
         placeholders = self.expander.placeholders if self.expander is not None else None
-        template = ChatTemplate(self.tokenizer, source, placeholders) if source else None
+        template = ChatTemplate(self.tokenizer, source, placeholders, self.tool_format) if source else None
         object.__setattr__(self, "_template", template)
         special = [t for t in self.tokenizer.added_tokens_decoder.values() if getattr(t, "special", False)]
         object.__setattr__(self, "_shield", Shield(_content(t) for t in special))

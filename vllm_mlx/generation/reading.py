@@ -19,7 +19,6 @@ from vllm_mlx.generation.output import OutputAssembler, ReasoningCounter
 from vllm_mlx.generation.prompt import PromptBuilder, visible_tools
 from vllm_mlx.generation.request import GenerationRequest
 from vllm_mlx.generation.stops import StopMatcher
-from vllm_mlx.generation.template import DESCRIBED_FORMAT
 from vllm_mlx.parsers import pipeline
 from vllm_mlx.parsers.pipeline import OutputParser
 from vllm_mlx.parsers.schema import ToolSpec
@@ -81,7 +80,7 @@ class AnswerReader:
 
     @property
     def reasoning_format(self) -> str | None:
-        return _named(self._parsing.reasoning_parser)
+        return named_format(self._parsing.reasoning_parser)
 
     def _is_parsed(self, request: GenerationRequest) -> bool:
         return request.parse_output and request.prompt is None
@@ -114,8 +113,8 @@ class AnswerReader:
         if not self._parsing.enable_auto_tool_choice and request.tool_choice.mode == "auto":
             return None
         if not self._builder.template.traits.takes_tools:
-            return DESCRIBED_FORMAT  # the template knows no tools, so ours described them
-        return _named(self._parsing.tool_call_parser)
+            return self._builder.template.described_format  # the template knows no tools, so ours described them
+        return named_format(self._parsing.tool_call_parser)
 
     def _skipped_ids(self, request: GenerationRequest, parser: OutputParser | None) -> frozenset[int]:
         """Special tokens that are no text; those which the parser's markers are made of must stay."""
@@ -186,5 +185,6 @@ class AnswerReader:
         )
 
 
-def _named(format_name: str) -> str | None:
+def named_format(format_name: str) -> str | None:
+    """A parser setting, None for `none`."""
     return None if format_name.lower() in ("none", "off", "") else format_name

@@ -39,7 +39,7 @@ from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.mailbox import Mailbox, pump
 from vllm_mlx.generation.output import OutputAssembler
 from vllm_mlx.generation.prompt import BuiltPrompt, MediaExpander, PromptBuilder
-from vllm_mlx.generation.reading import AnswerReader, Reading
+from vllm_mlx.generation.reading import AnswerReader, Reading, named_format
 from vllm_mlx.generation.request import GenerationRequest, MediaPart
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class GenerationService:
         self._grammar = grammar
         self._keep_alive_s = keep_alive_s
         self._clock = clock
-        self._builder = PromptBuilder(tokenizer, profile, limits, sampling, expander)
+        tool_format = named_format(parsing.tool_call_parser)
+        self._builder = PromptBuilder(tokenizer, profile, limits, sampling, expander, tool_format)
         self._table = TokenTable(tokenizer)
         self._reader = AnswerReader(tokenizer, self._table, self._builder, parsing, grammar)
         self._prompt_pool = ThreadPoolExecutor(prompt_workers, "prompt")
