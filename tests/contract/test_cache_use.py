@@ -19,8 +19,8 @@ from tests.tiny_vlms import VLM_NAMES, picture
 from vllm_mlx.engine.request import Prompt
 from vllm_mlx.models import loader
 
-# Asked for with getattr or hasattr, and rightly absent.
-PROBES = {"bits", "left_padding", "lengths", "extract", "_offset", "_qwen3_5_decode_left_padding"}
+# Asked for with getattr or hasattr, and rightly absent; `groups` by our own `models.grouped`.
+PROBES = {"bits", "left_padding", "lengths", "extract", "_offset", "_qwen3_5_decode_left_padding", "groups"}
 
 
 class StrictKV:

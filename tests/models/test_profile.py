@@ -134,6 +134,17 @@ def test_a_context_that_no_file_states_is_assumed_and_said(folder: Path) -> None
     assert any("no context length" in note for note in profile.notes)
 
 
+def test_gemma_states_no_context_and_is_known(folder: Path) -> None:
+    edit(folder / "config.json", max_position_embeddings=None, model_type="gemma3")
+    edit(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert read_profile(folder).context_tokens == 131_072
+
+
+def test_a_vocabulary_that_no_config_states_is_read_from_the_embedding(folder: Path) -> None:
+    edit(folder / "config.json", vocab_size=None)
+    assert read_profile(folder).vocab_size == 600
+
+
 def test_a_hub_snapshot_is_named_after_its_repository(folder: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--org--Tiny-Qwen" / "snapshots" / "abc123"
     shutil.copytree(folder, snapshot)

@@ -31,6 +31,8 @@ _CONTEXT_FIELDS = (
     "model_max_length",
 )
 _CONTEXT_WHEN_UNSTATED = 32_768
+# Published checkpoints of these leave the length out, because it is their config class's default.
+_CONTEXT_OF_TYPE = {"gemma2": 8_192, "gemma3": 131_072, "gemma3_text": 32_768, "gemma3n": 32_768}
 
 # Tokens that end an assistant's turn in a chat template and nothing else; some conversions forget to list them as EOS.
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<turn|>")
@@ -201,6 +203,9 @@ def _context_tokens(
     value = tokenizer_config.get("model_max_length")
     if isinstance(value, int | float) and 0 < value < 1 << 30:
         return int(value), None
+    known = _CONTEXT_OF_TYPE.get(str(config.get("model_type")))
+    if known is not None:
+        return known, None
     return _CONTEXT_WHEN_UNSTATED, f"config.json states no context length; {_CONTEXT_WHEN_UNSTATED} tokens are assumed"
 
 
