@@ -50,7 +50,7 @@ class HarmonyParser(ToolParser):
             try:
                 yield from self._read_message(found)
             except Broken as broken:
-                self._recover(broken.reason)
+                yield from self._recover(broken.reason)
             self._keep = None
 
     def _say_stray(self, text: str) -> None:

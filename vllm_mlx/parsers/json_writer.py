@@ -33,6 +33,11 @@ class JsonWriter:
         return not self._is_empty and not self._closers and not self._in_string
 
     @property
+    def lacks_value(self) -> bool:
+        """A string is open, or a key waits for its value."""
+        return self._in_string or self._key is not None
+
+    @property
     def is_empty(self) -> bool:
         return self._is_empty
 

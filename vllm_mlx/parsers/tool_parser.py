@@ -132,37 +132,63 @@ class ToolParser(Machine):
         self._keep = start
         self._retry_at = self._pos - start
 
+    def _go_back(self) -> None:
+        """To where reading goes on: behind the last call, `settle` or opener."""
+        assert self._keep is not None
+        self._pos = self._keep + self._retry_at
+
     def _attempt(self, steps: Steps[None]) -> Steps[None]:
         calls_before = self.num_calls
         try:
             yield from steps
-            assert self._keep is not None
-            self._pos = self._keep + self._retry_at
+            self._go_back()
         except Broken as broken:
-            self._recover(broken.reason)
+            yield from self._recover(broken.reason)
         self._keep = None
         self._is_behind_call |= self.num_calls > calls_before
 
-    def _recover(self, reason: str) -> None:
+    def _recover(self, reason: str) -> Steps[None]:
         assert self._keep is not None
         if self._call is not None:
-            left_out = self._buffer[self._keep : self._pos].strip()
-            tail = f"; left out: {left_out!r}" if left_out else ""
-            self.note(f"tool call {self._call.index} was closed early: {reason}{tail}")
-            self.end_call(is_cut=self._call.writer.is_empty)
+            yield from self._close_broken_call(self._call, reason)
             return
-        self._pos = self._keep + self._retry_at
+        self._go_back()
         text = self._buffer[self._keep : self._pos]
+        if text and self.num_calls and self._ended and not self._buffer[self._pos :].strip():
+            self.note(f"ignored {text.strip()!r} at the end")  # an opening tag written for a closing one
+            self._pos = len(self._buffer)
+            return
         if reason:
             self.note(f"{text.strip()!r} did not open a tool call: {reason}" if text else reason)
         if text:
             self.say_text(text)
+
+    def _close_broken_call(self, call: _Call, reason: str) -> Steps[None]:
+        """A closing marker that comes now says that the model was done: a bracket or two are missing, nothing else."""
+        left_out = self._buffer[self._keep : self._pos].strip()
+        self._mark(self._pos)
+        yield from self.skip_space()
+        surplus = yield from self.take_while(_SURPLUS)
+        is_closed = (yield from self.accept_marker()) is not None
+        if is_closed:
+            left_out += surplus.strip()
+            self._mark(self._pos)
+        else:
+            self._go_back()
+        tail = f"; left out: {left_out!r}" if left_out else ""
+        self.note(f"tool call {call.index} was closed early: {reason}{tail}")
+        writer = call.writer
+        self.end_call(is_complete=writer.is_complete or (is_closed and not writer.is_empty and not writer.lacks_value))
 
     def _space_behind_call(self) -> Steps[None]:
         """White space between calls belongs to the format; between two texts with a call between, it separates them."""
         self._is_behind_call = False
         self._keep = self._pos
         yield from self.skip_space()
+        while (marker := (yield from self.accept_marker())) is not None:
+            self.note(f"ignored {marker!r} behind a tool call")
+            self._keep = self._pos
+            yield from self.skip_space()
         is_before_call = bool(self.format.openers) and (yield from self.looking_at(*self.format.openers)) is not None
         space = self._buffer[self._keep : self._pos]
         self._keep = None
@@ -198,11 +224,10 @@ class ToolParser(Machine):
         self._mark(self._pos)
         return self._call.writer
 
-    def end_call(self, *, is_cut: bool = False) -> None:
+    def end_call(self, *, is_complete: bool = True) -> None:
         """The call's arguments are all written, or as far as they came."""
         call, self._call = self._call, None
         assert call is not None
-        is_complete = not is_cut and (call.writer.is_complete or call.writer.is_empty)
         call.writer.close()
         self.emit(ToolCallEnded(call.index, is_complete))
         self._mark(self._pos)
@@ -221,6 +246,15 @@ class ToolParser(Machine):
         return short if short in self.tools or name not in self.tools else name
 
     # -- for formats: reading -----------------------------------------------------------------------------------------
+
+    def accept_marker(self) -> Steps[str | None]:
+        """Consume one of the format's markers that is no opener, if one comes next."""
+        openers, markers = self.format.openers, self.format.markers
+        found = (yield from self.looking_at(*openers, *markers)) if markers else None
+        if found is None or found in openers:
+            return None
+        self.skip(len(found))
+        return found
 
     def read_close(self, *closers: str, unread: tuple[str, ...] = ()) -> Steps[None]:
         """Read up to a closing marker. What stands before it is text; a missing one is noted, not missed.
