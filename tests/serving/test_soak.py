@@ -1,4 +1,4 @@
-"""A short soak: many streams with random disconnects, after which the server holds nothing. `tools/soak.py` for hours."""
+"""A short soak: streams that leave at random, after which the server holds nothing. `tools/soak.py` runs for hours."""
 
 from __future__ import annotations
 
