@@ -7,15 +7,17 @@ be served is a `ModelLoadError` whose one sentence names the cause and the remed
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import ModelLoadError
+from . import token_facts
 from .checkpoint import Checkpoint, read_checkpoint
+from .json_file import read_json as read_json
+from .modalities import media_token_ids, modalities
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -33,27 +35,6 @@ _CONTEXT_FIELDS = (
 _CONTEXT_WHEN_UNSTATED = 32_768
 # Published checkpoints of these leave the length out, because it is their config class's default.
 _CONTEXT_OF_TYPE = {"gemma2": 8_192, "gemma3": 131_072, "gemma3_text": 32_768, "gemma3n": 32_768}
-
-# Tokens that end an assistant's turn in a chat template and nothing else; some conversions forget to list them as EOS.
-_TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<turn|>")
-
-# Config fields that announce an encoder.
-_VISION_FIELDS = frozenset(
-    {"vision_config", "vision_tower", "mm_vision_tower", "visual", "vit_config", "img_processor", "vision_backbone"}
-)
-_AUDIO_FIELDS = frozenset({"audio_config", "audio_processor", "speech_config"})
-
-# Parts of weight names that only an encoder has.
-_VISION_WEIGHTS = ("vision", "visual", "image_newline", "vit.", "siglip", "image_encoder", "patch_embed")
-_AUDIO_WEIGHTS = ("audio", "speech_encoder")
-
-_MEDIA_TOKEN_FIELDS = {
-    "image": ("image_token_id", "image_token_index", "img_context_token_id", "media_placeholder_token_id"),
-    "video": ("video_token_id", "video_token_index"),
-    "audio": ("audio_token_id", "audio_token_index"),
-    "vision_start": ("vision_start_token_id", "boi_token_index", "boi_token_id"),
-    "vision_end": ("vision_end_token_id", "eoi_token_index", "eoi_token_id"),
-}
 
 _GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -102,21 +83,21 @@ def read_profile(path: Path | str) -> ModelProfile:
     checkpoint = read_checkpoint(path, quantization=_quantization(config) or EMPTY)
     generation = read_json(path / "generation_config.json", required=False)
     tokenizer_config = read_json(path / "tokenizer_config.json", required=False)
-    token_ids, special_tokens = _named_tokens(path, tokenizer_config)
-    chat_template = _chat_template(path, tokenizer_config)
+    token_ids, special_tokens = token_facts.named_tokens(path, tokenizer_config)
+    chat_template = token_facts.chat_template(path, tokenizer_config)
     text_config = _text_config(config)
     notes: list[str] = []
 
-    eos_token_ids = _eos_token_ids((generation, config, text_config), tokenizer_config, token_ids)
+    eos_token_ids = token_facts.eos_token_ids((generation, config, text_config), tokenizer_config, token_ids)
     if chat_template:
-        for token in _TURN_ENDS:
+        for token in token_facts.TURN_ENDS:
             if token in chat_template and token in token_ids and token_ids[token] not in eos_token_ids:
                 eos_token_ids = (*eos_token_ids, token_ids[token])
                 notes.append(f"{token} ends a turn in the chat template and is treated as an end-of-sequence token")
     context_tokens, context_note = _context_tokens(config, text_config, tokenizer_config)
     if context_note:
         notes.append(context_note)
-    modalities = _modalities(path, config, checkpoint)
+    kinds = modalities(path, config, checkpoint)
 
     return ModelProfile(
         name=_name(path),
@@ -126,9 +107,9 @@ def read_profile(path: Path | str) -> ModelProfile:
         context_tokens=context_tokens,
         vocab_size=_vocab_size(config, text_config, checkpoint),
         eos_token_ids=eos_token_ids,
-        bos_token_id=_bos_token_id((generation, config, text_config), tokenizer_config, token_ids),
-        is_multimodal=len(modalities) > 1,
-        modalities=modalities,
+        bos_token_id=token_facts.bos_token_id((generation, config, text_config), tokenizer_config, token_ids),
+        is_multimodal=len(kinds) > 1,
+        modalities=kinds,
         weights_bytes=checkpoint.num_bytes,
         num_parameters=checkpoint.num_parameters,
         dtype=checkpoint.dtype,
@@ -136,30 +117,10 @@ def read_profile(path: Path | str) -> ModelProfile:
         generation_defaults=_generation_defaults(generation),
         chat_template=chat_template,
         special_tokens=special_tokens,
-        media_token_ids=_media_token_ids(config, text_config),
+        media_token_ids=media_token_ids(config, text_config),
         fingerprint=_fingerprint(path, checkpoint),
         notes=tuple(notes),
     )
-
-
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """The JSON object in a file; {} for a missing one that is not required."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            value = json.load(file)
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise ModelLoadError(
-            f"{path.parent} holds no {path.name}; it is not a model folder, or its download did not finish."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{path} is not valid JSON ({error}); download the file again.") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} should hold a JSON object; download the file again.")
-    return value
 
 
 def _name(path: Path) -> str:
@@ -230,131 +191,6 @@ def _vocab_size(config: Mapping[str, Any], text_config: Mapping[str, Any], check
         if name.endswith(("embed_tokens.weight", "embeddings.weight", "wte.weight")) and shape:
             return shape[0]
     raise ModelLoadError("config.json states no vocab_size and no embedding was found; the model cannot be served.")
-
-
-def _as_ids(value: object) -> tuple[int, ...]:
-    if isinstance(value, bool):
-        return ()
-    if isinstance(value, int):
-        return (value,)
-    if isinstance(value, list):
-        return tuple(v for v in value if isinstance(v, int) and not isinstance(v, bool))
-    return ()
-
-
-def _token_text(value: object) -> str | None:
-    """tokenizer_config writes a token as its text or as an object."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _eos_token_ids(
-    configs: tuple[Mapping[str, Any], ...], tokenizer_config: Mapping[str, Any], token_ids: Mapping[str, int]
-) -> tuple[int, ...]:
-    ids: dict[int, None] = {}
-    for config in configs:
-        ids.update(dict.fromkeys(_as_ids(config.get("eos_token_id"))))
-    text = _token_text(tokenizer_config.get("eos_token"))
-    if text is not None and text in token_ids:
-        ids[token_ids[text]] = None
-    return tuple(ids)
-
-
-def _bos_token_id(
-    configs: tuple[Mapping[str, Any], ...], tokenizer_config: Mapping[str, Any], token_ids: Mapping[str, int]
-) -> int | None:
-    text = _token_text(tokenizer_config.get("bos_token"))
-    if text is not None and text in token_ids:
-        return token_ids[text]
-    for config in configs:
-        for token_id in _as_ids(config.get("bos_token_id")):
-            return token_id
-    return None
-
-
-def _named_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Added tokens by text, and which of them are special."""
-    ids: dict[str, int] = {}
-    special: dict[str, None] = {}
-
-    def add(text: str | None, token_id: object, is_special: bool) -> None:
-        if text and isinstance(token_id, int):
-            ids[text] = token_id
-            if is_special:
-                special[text] = None
-
-    for key, value in (tokenizer_config.get("added_tokens_decoder") or {}).items():
-        if isinstance(value, dict) and str(key).isdigit():
-            add(_token_text(value), int(key), bool(value.get("special")))
-    tokenizer = read_json(path / "tokenizer.json", required=False)
-    for entry in tokenizer.get("added_tokens") or ():
-        if isinstance(entry, dict):
-            add(_token_text(entry), entry.get("id"), bool(entry.get("special")))
-    vocab = (tokenizer.get("model") or {}).get("vocab")
-    if isinstance(vocab, dict):
-        for key in ("eos_token", "bos_token"):
-            text = _token_text(tokenizer_config.get(key))
-            if text and text not in ids and isinstance(vocab.get(text), int):
-                add(text, vocab[text], True)
-    return ids, tuple(special)
-
-
-def _chat_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    value = read_json(path / "chat_template.json", required=False).get("chat_template")
-    if value is None:
-        value = tokenizer_config.get("chat_template")
-    if isinstance(value, list):
-        named = {v.get("name"): v.get("template") for v in value if isinstance(v, dict)}
-        value = named.get("default") or next(iter(named.values()), None)
-    return value if isinstance(value, str) and value.strip() else None
-
-
-def _media_token_ids(config: Mapping[str, Any], text_config: Mapping[str, Any]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    for kind, fields in _MEDIA_TOKEN_FIELDS.items():
-        for part in (config, text_config):
-            value = next((part[f] for f in fields if isinstance(part.get(f), int)), None)
-            if value is not None:
-                found.setdefault(kind, value)
-    return MappingProxyType(found)
-
-
-def _modalities(path: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -> frozenset[str]:
-    """What the model takes, from metadata: an encoder in the config, its weights, a processor file beside them.
-
-    All three are asked: text-only conversions keep a multimodal config, and some text models keep processor files.
-    """
-    kinds = {"text"}
-    has_processor = any(
-        (path / name).is_file()
-        for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-    )
-    if not has_processor:
-        return frozenset(kinds)
-    declared = {key for part in _all_parts(config) for key, value in part.items() if value not in (None, {}, False)}
-    names = checkpoint.shapes
-    if declared & _VISION_FIELDS and _has_weights(names, _VISION_WEIGHTS):
-        kinds.add("image")
-        if "video_token_id" in declared or "video_token_index" in declared:
-            kinds.add("video")
-    if declared & _AUDIO_FIELDS and _has_weights(names, _AUDIO_WEIGHTS):
-        kinds.add("audio")
-    return frozenset(kinds)
-
-
-def _all_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield config
-    thinker = config.get("thinker_config")
-    if isinstance(thinker, dict):
-        yield thinker
-
-
-def _has_weights(names: Mapping[str, object], parts: tuple[str, ...]) -> bool:
-    return any(part in name for name in names for part in parts)
 
 
 def _generation_defaults(generation: Mapping[str, Any]) -> Mapping[str, float]:
