@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from vllm_mlx.errors import InvalidRequest
-from vllm_mlx.generation.media import MediaLimits, MediaLoader, decode_image, decode_video, sample_times
+from vllm_mlx.generation.clips import decode_video, sample_times
+from vllm_mlx.generation.media import MediaLoader
+from vllm_mlx.generation.pictures import MediaLimits, decode_image
 from vllm_mlx.generation.request import MediaPart
 from vllm_mlx.generation.sources import Blob, MediaSources
 
