@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,9 +79,6 @@ def test_the_family_is_chosen_by_what_the_model_can_say() -> None:
 
 
 def test_code_in_a_multimodal_checkpoint_is_not_run_unasked(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    import json
-    import shutil
-
     folder = Path(shutil.copytree(tiny_model("qwen3_vl"), tmp_path / "model"))
     marker = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
@@ -115,3 +114,15 @@ def test_gemma3n_embeds_the_end_of_image_with_the_image(tiny_model: Callable[...
     token_ids, (span,) = media.expand("<bos>Look: <start_of_image>what", [picture(1)])
     end = gemma3.tokenizer.convert_tokens_to_ids("<end_of_image>")
     assert token_ids[span.end - 1] == end and span.length == 4 + 1
+
+
+def test_a_processor_of_its_own_is_not_run_unasked(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model("smolvlm"), tmp_path / "model"))
+    config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "minicpmv4_6"}))
+    tokenizer_config = read_json(folder / "tokenizer_config.json")
+    tokenizer_config["auto_map"] = {"AutoProcessor": "evil.Processor"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelLoadError, match="trust-remote-code"):
+        loader.load(folder, mllm=True)

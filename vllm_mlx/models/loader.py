@@ -17,7 +17,7 @@ from ..errors import ModelLoadError
 from .base import LanguageModel
 from .memory import available_memory_bytes
 from .profile import ModelProfile, read_profile
-from .stack import load_tokenizer, loading, require_tokenizer, with_precision
+from .stack import load_tokenizer, loading, refuse_remote_code, require_tokenizer, with_precision
 from .text import TextModel
 from .weights import Precision, apply_precision, choose_precision
 
@@ -77,6 +77,8 @@ def load(
     from .multimodal import load_multimodal  # mlx-vlm is slow to import and text models do not need it
 
     try:
+        if not trust_remote_code:
+            refuse_remote_code(profile)
         return load_multimodal(profile, precision, trust_remote_code=trust_remote_code)
     except ModelLoadError as error:
         if mllm:

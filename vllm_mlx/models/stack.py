@@ -16,8 +16,11 @@ from mlx.utils import tree_flatten
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import ModelLoadError
+from .family import find_family
+from .json_file import read_json
 from .profile import ModelProfile
 
+_CODE_OF_ITS_OWN = "{name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 
 
@@ -45,7 +48,7 @@ def _sentence(profile: ModelProfile, error: Exception) -> str:
             "not know; update them, or serve another model."
         )
     if "trust_remote_code" in lowered:
-        return f"{profile.name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
+        return _CODE_OF_ITS_OWN.format(name=profile.name)
     if "parameters not in model" in lowered or "missing" in lowered and "parameters" in lowered:
         return f"The weights of {profile.name} do not fit the architecture its config.json names ({text})."
     if isinstance(error, KeyError | TypeError | AttributeError):
@@ -79,6 +82,16 @@ def require_tokenizer(profile: ModelProfile) -> None:
     path = profile.path
     if not any((path / name).is_file() for name in _TOKENIZER_FILES) and not any(path.glob("*.tiktoken")):
         raise ModelLoadError(f"{path} holds no tokenizer (tokenizer.json); finish the download, or check the path.")
+
+
+def refuse_remote_code(profile: ModelProfile) -> None:
+    """Refuse a multimodal folder with code of its own, which some of mlx-vlm's processors would run unasked."""
+    path = profile.path
+    names_code = bool(read_json(path / "config.json").get("model_file"))
+    for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        names_code = names_code or bool(read_json(path / name, required=False).get("auto_map"))
+    if names_code and any(path.glob("*.py")) and find_family(profile.model_type) is None:
+        raise ModelLoadError(_CODE_OF_ITS_OWN.format(name=profile.name))
 
 
 def load_tokenizer(profile: ModelProfile, *, trust_remote_code: bool) -> Any:
