@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 
 import pytest
 
-from tests.parsers.transcripts import TOOLS, Said, parse
-from vllm_mlx.parsers.events import ParserNote, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
+from tests.parsers.transcripts import TOOLS, Said, load, parse
+from vllm_mlx.parsers.events import (
+    ParserEvent,
+    ParserNote,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallEnded,
+    ToolCallStarted,
+)
+from vllm_mlx.parsers.machine import coalesce
 from vllm_mlx.parsers.pipeline import build, prompt_opens_reasoning
 from vllm_mlx.parsers.schema import ToolSpec
 
@@ -203,3 +213,15 @@ def test_tools_with_odd_names_and_schemas_are_no_trouble() -> None:
     tools = [ToolSpec("a.b/c-d", {"properties": "nonsense"}), ToolSpec("é", {})]
     text = '<tool_call>{"name": "a.b/c-d", "arguments": {"x": 1}}</tool_call><tool_call>{"name": "é"}</tool_call>'
     assert Said.of(parse(build(tool_format="hermes", tools=tools), text)).names == ["a.b/c-d", "é"]
+
+
+@pytest.mark.parametrize("tool_format", ["hermes", "qwen3_coder", "harmony", "auto"])
+def test_two_requests_share_nothing(tool_format: str) -> None:
+    texts = [case.text for case in load() if case.format == tool_format or tool_format == "auto"][:6]
+    alone = [parse(build(tool_format=tool_format, tools=TOOLS), text) for text in texts]
+    parsers = [build(tool_format=tool_format, tools=TOOLS) for _ in texts]
+    together: list[list[ParserEvent]] = [[] for _ in texts]
+    for characters in zip_longest(*texts, fillvalue=""):
+        for parser, events, character in zip(parsers, together, characters, strict=True):
+            events += parser.feed(character)
+    assert [coalesce([*events, *parser.finish()]) for parser, events in zip(parsers, together, strict=True)] == alone
