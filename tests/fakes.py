@@ -6,6 +6,7 @@ Used by the tests of generation and of the HTTP front; no MLX, no transformers.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vllm_mlx.engine.request import Request
+from vllm_mlx.engine.request import MediaSpan, Request
 from vllm_mlx.engine.step import (
     CacheReport,
     EngineStatus,
@@ -193,6 +195,30 @@ def fake_profile(tokenizer: ByteTokenizer | None = None, **changes: Any) -> Mode
         media_token_ids={"image": tokenizer.id_of("<|image_pad|>")},
     )
     return replace(profile, **changes)
+
+
+class FakeExpander:
+    """A processor for which each picture is four placeholder tokens; equal pictures have equal spans."""
+
+    placeholders: Mapping[str, str] = {"image": "<|vision_start|><|image_pad|><|vision_end|>"}
+
+    def __init__(self, tokenizer: ByteTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.id_of("<|image_pad|>")
+
+    def expand(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> tuple[list[int], list[MediaSpan]]:
+        ids: list[int] = []
+        spans: list[MediaSpan] = []
+        left = list(images)
+        for token_id in self._tokenizer.encode(text, add_special_tokens=False):
+            if token_id == self._pad:
+                pixels = np.asarray(left.pop(0))
+                digest = hashlib.sha256(pixels.tobytes()).digest()
+                spans.append(MediaSpan(len(ids), 4, "image", digest, {"pixels": pixels}))
+                ids += [self._pad] * 4
+            else:
+                ids.append(token_id)
+        return ids, spans
 
 
 def fake_service(

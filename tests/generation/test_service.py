@@ -1,10 +1,13 @@
 import asyncio
+import base64
+import io
 import random
 from contextlib import aclosing
 
 import pytest
+from PIL import Image
 
-from tests.fakes import ByteTokenizer, FakeEngine, fake_profile, fake_service
+from tests.fakes import ByteTokenizer, FakeEngine, FakeExpander, fake_profile, fake_service
 from vllm_mlx.engine.step import FinishReason
 from vllm_mlx.errors import (
     ContextLengthExceeded,
@@ -24,15 +27,18 @@ from vllm_mlx.generation.events import (
     ToolCallStarted,
     collect,
 )
+from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.request import (
     ChatMessage,
     GenerationRequest,
+    MediaPart,
     ReasoningOptions,
     SamplingOverrides,
     TextPart,
     Tool,
     ToolChoice,
 )
+from vllm_mlx.generation.sources import MediaSources
 from vllm_mlx.settings import LimitSettings, ParsingSettings, SamplingSettings, Settings
 
 NAMES = iter(range(10**9))
@@ -410,6 +416,56 @@ async def test_a_call_cut_off_by_the_limit_ends_with_length():
     events = await events_of(fake_service(engine), ask(tools=(WEATHER,), max_tokens=len(CALL) // 2))
     assert any(isinstance(e, ToolCallStarted) for e in events)
     assert events[-1].reason == "length"
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def picture(colour, source=None):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    source = source or "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return MediaPart("image", source, f"messages.0.content.{colour}")
+
+
+def seeing_service(engine):
+    return fake_service(
+        engine,
+        profile=fake_profile(engine.tokenizer, modalities=frozenset({"text", "image"})),
+        media=MediaLoader(MediaSources()),
+        expander=FakeExpander(engine.tokenizer),
+    )
+
+
+async def test_pictures_reach_the_engine_as_spans_with_their_content_in_the_key():
+    engine = FakeEngine()
+    parts = (TextPart("Look: "), picture("red"), TextPart(" and "), picture("blue"), picture("red"))
+    request = ask(messages=(ChatMessage("user", parts),))
+    message = await collect(seeing_service(engine).generate(request))
+    prompt = engine.requests[0].prompt
+    keys = [prompt.cache_key[s.start : s.end] for s in prompt.media]
+    assert len(keys) == 3 and keys[0] == keys[2] != keys[1]
+    assert message.finished.diagnostics["visual_inputs"] == 3
+    assert message.finished.diagnostics["visual_token_estimate"] == 12
+    assert message.finished.diagnostics["visual_phase"] == "stable"
+    assert await seeing_service(engine).count_prompt_tokens(request) == message.finished.usage.num_prompt_tokens
+
+
+async def test_a_bad_picture_is_refused_by_its_part_and_the_next_request_is_served():
+    engine = FakeEngine()
+    service = seeing_service(engine)
+    for source in ("data:image/png;base64,AAAA", "http://127.0.0.1/x.png", "/etc/hostname", "nonsense"):
+        with pytest.raises(InvalidRequest) as caught:
+            await events_of(service, ask(messages=(ChatMessage("user", (picture("red", source),)),)))
+        assert caught.value.param == "messages.0.content.red"
+    assert service.num_live == 0
+    message = await collect(service.generate(ask(messages=(ChatMessage("user", (picture("red"),)),))))
+    assert message.finished.reason == "stop"
+
+
+async def test_a_text_model_says_that_it_takes_no_pictures():
+    with pytest.raises(InvalidRequest, match="takes text, no image"):
+        await events_of(fake_service(), ask(messages=(ChatMessage("user", (picture("red"),)),)))
 
 
 # ── logprobs ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -41,7 +41,8 @@ def describe(
         "effective_context_source": built.context.source,
         "context_utilization_pct": round(100 * used / built.context.tokens, 2),
         "visual_inputs": built.num_images + built.num_videos,
-        "visual_tokens": built.num_media_tokens,
+        "visual_token_estimate": built.num_media_tokens,
+        "visual_phase": _visual_phase(built, 100 * used / built.context.tokens),
         "max_tokens": request.max_tokens,
         "timings_ms": _timings(arrived, submitted, finished, timings),
         "cache": _cache(cache, num_prompt, built),
@@ -65,6 +66,13 @@ def describe(
             **status.extra,
         },
     }
+
+
+def _visual_phase(built: BuiltPrompt, utilization_pct: float) -> str:
+    """The operator's rule of thumb: answers about pictures get worse as the context fills."""
+    if not built.num_images + built.num_videos:
+        return "unknown"
+    return "stable" if utilization_pct < 70 else "instability" if utilization_pct < 90 else "collapse"
 
 
 def _timings(arrived: float, submitted: float, finished: float, timings: Timings | None) -> dict[str, float | None]:
