@@ -156,15 +156,15 @@ def find_openblas(choice: str = "auto") -> OpenBlas | None:
                 return OpenBlas("numpy", str(path), is_64bit=True, prefix="scipy_", suffix="64_")
     if choice in ("auto", "system"):
         for name in SYSTEM_NAMES:
-            path = name.format(machine=platform.machine())
-            if path.startswith("/") and not os.path.exists(path):
+            file = name.format(machine=platform.machine())
+            if file.startswith("/") and not os.path.exists(file):
                 continue
             try:
-                library = ctypes.CDLL(path)
+                library = ctypes.CDLL(file)
             except OSError:
                 continue
             if hasattr(library, "cblas_sgemm"):
-                return OpenBlas("system", path, is_64bit=False)
+                return OpenBlas("system", file, is_64bit=False)
     return None
 
 

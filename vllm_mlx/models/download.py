@@ -363,7 +363,7 @@ def _reporter(progress: Progress) -> type:
     """The tqdm-shaped class through which huggingface_hub tells `progress` what arrives."""
     from tqdm.auto import tqdm  # a dependency of huggingface_hub
 
-    class Reporter(tqdm):  # type: ignore[misc]
+    class Reporter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
