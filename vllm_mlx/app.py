@@ -159,7 +159,7 @@ def announcement(context: ServerContext, port: int, loaded: Loaded) -> list[str]
     body = '{"model":"default","messages":[{"role":"user","content":"Reply with pong"}],"max_tokens":32}'
     return [
         f"vllm-mlx {__version__} serves {loaded.describe()}",
-        f"  Listening   {base} (chat page), {base}/v1 (OpenAI), {base} (Anthropic), {base}/docs",
+        f"  Listening   {base}/v1 (OpenAI), {base} (Anthropic{', chat page' if pages.has_page() else ''}), {base}/docs",
         f"  Try         curl -sS {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
         *(f"  Note        {note}" for note in context.notes),
     ]

@@ -13,12 +13,10 @@ import httpx
 
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.app import build_app
-from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.generation.events import (
     Accepted,
     Finished,
     GenerationUsage,
-    KeepAlive,
     LogprobEntry,
     LogprobsDelta,
     OutputEvent,
@@ -166,6 +164,3 @@ def sse_payloads(text: str) -> list[Any]:
     data = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     assert data[-1] == "[DONE]", data
     return [json.loads(item) for item in data[:-1]]
-
-
-__all__ = ["EngineStatus", "KeepAlive"]

@@ -54,6 +54,11 @@ async def asset(path: str, request: Request) -> Response:
     return _serve(request, path)
 
 
+def has_page() -> bool:
+    """Whether this installation has the chat page."""
+    return _find("index.html") is not None
+
+
 def _serve(request: Request, path: str) -> Response:
     file = _find(path)
     if file is None:
