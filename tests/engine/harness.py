@@ -66,7 +66,9 @@ class EngineHarness:
         self.statuses: list[EngineStatus] = []
         self.engine = Engine(self.scheduler, self.runner, self._publish)
 
-    def ask(self, prompt: Prompt | Sequence[int], *, id: str | None = None, max_tokens: int = 12, **options: Any) -> str:
+    def ask(
+        self, prompt: Prompt | Sequence[int], *, id: str | None = None, max_tokens: int = 12, **options: Any
+    ) -> str:
         if not isinstance(prompt, Prompt):
             prompt = Prompt(tuple(prompt), boundaries=options.pop("boundaries", ()))
         request = Request(id or f"r{len(self.answers)}", prompt, max_tokens, **options)

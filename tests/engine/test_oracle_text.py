@@ -67,7 +67,7 @@ def test_in_a_batch_that_rows_join_and_leave(subject: Subject) -> None:
     harness = EngineHarness(subject.model, prefix_bytes=0, chunk=16)
     rng = random.Random(1)
     asked = {}
-    for round_number in range(3):
+    for _ in range(3):
         for prompt, expected in zip(subject.prompts, subject.expected, strict=True):
             num = rng.choice([2, 7, NUM_TOKENS])
             asked[harness.ask(prompt, max_tokens=num)] = expected[:num]

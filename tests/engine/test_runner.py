@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -113,8 +112,39 @@ def test_a_row_whose_logits_are_not_numbers_fails_alone(model: LanguageModel) ->
     harness.step(3)
     batch = harness.runner._batch
     assert batch is not None
-    layer = batch.cache.layers[0]
-    layer.values[batch.index(bad)] = float("nan")
+    group, row = batch._places[bad]
+    group.cache.layers[0].values[row] = float("nan")
     harness.run()
     assert harness.answers[bad].reason == "error" and "finite" in (harness.answers[bad].last.detail or "")
     assert harness.answers[good].tokens == EngineHarness(model).lone(prompt(20, 1), max_tokens=8)
+
+
+def test_rows_of_any_lengths_hold_little_more_than_their_tokens(model: LanguageModel) -> None:
+    rng = random.Random(3)
+    mixes = ([900] + [40] * 31, [rng.randrange(30, 1200) for _ in range(24)], [200] * 16)
+    for lengths in mixes:
+        harness = EngineHarness(model, prefix_bytes=0, max_rows=32, chunk=256)
+        for i, length in enumerate(lengths):
+            harness.ask(prompt(length, i), max_tokens=24)
+        worst = 1.0
+        while harness.engine.has_work:
+            harness.step()
+            metrics = harness.runner.metrics()
+            if metrics["batch_groups"]:
+                worst = max(worst, float(metrics["kv_waste_ratio"]))
+        assert worst <= 1.25, f"{worst:.2f} times the bytes of the tokens alive for {lengths}"
+
+
+def test_a_join_copies_nobody_elses_rows(model: LanguageModel) -> None:
+    harness = EngineHarness(model, prefix_bytes=0, max_rows=32, chunk=256)
+    for i in range(8):
+        harness.ask(prompt(400, i), max_tokens=40)
+    while len(harness.runner._batch or ()) < 8:
+        harness.step()
+    harness.step(3)
+    batch = harness.runner._batch
+    assert batch is not None and batch.num_groups == 1
+    (group,) = batch._groups
+    harness.ask(prompt(350, 99), max_tokens=5)
+    harness.step(4)
+    assert len(batch) == 9 and batch.num_groups == 2 and batch._groups[0] is group and len(group.rows) == 8

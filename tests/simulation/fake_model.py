@@ -1,4 +1,4 @@
-"""A model whose next token is a hash of what its KV cache holds, so that any mix-up of rows or prefixes changes the text.
+"""A model whose next token is a hash of what its KV cache holds: any mix-up of rows or prefixes changes the text.
 
 Two layers are imitated: a sliceable one (the list of keys written so far) and, with `is_hybrid`, a recurrent one (a
 running hash that can only be kept whole). Media positions are known to it by their content numbers, as in a cache key.

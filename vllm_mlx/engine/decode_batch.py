@@ -1,107 +1,231 @@
 """Which sequence stands in which row of the batched KV, and how long each is. MLX thread only.
 
-Rows are made in a few sizes (1, 2, 3, 4, 6, 8, 12, 16, ...): a join or a leave touches only its own row, and the
-buffers are copied only when the size changes. Free rows are computed along and thrown away; that is cheaper than a
-copy of the whole batch at each change, and it bounds the number of shapes a step can have.
+Rows stand in groups of similar length, each group with buffers of its own, so that a short row is not padded to a
+long one. A sequence joins as a group of one, with the keys and values it was prefilled into, and nobody else notices.
+Groups are merged when their lengths agree well enough, small ones with small ones, so that a row is copied a few times
+in its life, not at each change of the batch. A row that leaves is left empty until its group is merged, or has too many
+empty rows.
+
+    group 0   row 0  [kkkkkkkkk..]       together at most `MAX_WASTE` times the bytes of the tokens alive
+              row 1  [kkkkkkk....]
+    group 1   row 2  [kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk....]
+
+Models whose layers cannot be called group by group have one group, padded to its longest row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from vllm_mlx.engine.kv_batch import BatchCache
+from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint
 
-ROW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_WASTE = 1.25
+# Merging stops below the bound, so that growth does not pass it at once.
+MERGE_WASTE = 1.2
+# A group is merged with one at most so many times its size, unless there are too many groups.
+MAX_SIZE_RATIO = 4
+MANY_GROUPS = 6
 
 
-class DecodeBatch:
-    """`calm_steps`: for so many steps the batch must have been small before its buffers shrink."""
-
-    calm_steps = 8
+class RowGroup:
+    """Rows of similar length in common buffers. A row without a sequence is empty: computed along and thrown away."""
 
     def __init__(self, like: RowCache) -> None:
         self.cache = BatchCache(like)
-        self._rows: list[str | None] = []
-        self._lengths: list[int] = []
-        self._index: dict[str, int] = {}
-        self._num_calm = 0
+        self.rows: list[str | None] = []
+        self.lengths: list[int] = []
+
+    @property
+    def num_alive(self) -> int:
+        return sum(row is not None for row in self.rows)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+    @property
+    def held_tokens(self) -> int:
+        return len(self.rows) * self.cache.num_tokens
+
+    def adopt(self, request_id: str, row: RowCache, length: int) -> None:
+        self.rows, self.lengths = [request_id], [length]
+        self.cache.adopt(row, capacity_for(length))
+
+    def leave(self, index: int) -> None:
+        self.rows[index], self.lengths[index] = None, 0
+
+    def reserve(self) -> None:
+        """Room for one more token in each row."""
+        if self.longest + 1 > self.cache.num_tokens:
+            self.cache.reserve(len(self.rows), capacity_for(self.longest))
+
+    def compact(self) -> None:
+        """Drop empty rows, and length that nobody needs."""
+        kept = [i for i, row in enumerate(self.rows) if row is not None]
+        if len(kept) < len(self.rows):
+            self.cache.select(kept, len(kept))
+            self.rows = [self.rows[i] for i in kept]
+            self.lengths = [self.lengths[i] for i in kept]
+        self.cache.reserve(len(kept), capacity_for(self.longest))
+
+    def absorb(self, other: RowGroup) -> None:
+        """Take over another group's rows, in buffers long enough for both."""
+        self.compact()
+        other.compact()
+        capacity = capacity_for(max(self.longest, other.longest))
+        self.cache.reserve(len(self.rows), capacity)
+        other.cache.reserve(len(other.rows), capacity)
+        self.cache.append(other.cache)
+        self.rows += other.rows
+        self.lengths += other.lengths
+
+
+class DecodeBatch:
+    """All rows that are decoded. `can_group`: the model's layers can be called group by group.
+
+    `waste_ratio`: tokens the buffers hold for each token alive, in the last step.
+    """
+
+    def __init__(self, like: RowCache, *, can_group: bool) -> None:
+        self._like = like
+        self._can_group = can_group
+        self._groups: list[RowGroup] = []
+        self._places: dict[str, tuple[RowGroup, int]] = {}
+        self.waste_ratio = 1.0
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._index
+        return request_id in self._places
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._places)
 
     @property
     def num_rows(self) -> int:
-        """Rows computed each step, free ones included."""
-        return len(self._rows)
+        """Rows computed each step, empty ones included."""
+        return sum(len(group.rows) for group in self._groups)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups)
+
+    @property
+    def alive_tokens(self) -> int:
+        return sum(sum(group.lengths) for group in self._groups)
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens the buffers have room for."""
+        return sum(group.held_tokens for group in self._groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.cache.nbytes for group in self._groups)
+
+    @property
+    def state(self) -> list[Any]:
+        return [a for group in self._groups for a in group.cache.state]
+
+    @property
+    def entries(self) -> list[Any]:
+        """What the model is called with."""
+        if not self._can_group:
+            return self._groups[0].cache.entries
+        return grouped_entries([group.cache for group in self._groups])
 
     def index(self, request_id: str) -> int:
-        return self._index[request_id]
+        """The sequence's row in the step, counted over all groups."""
+        group, row = self._places[request_id]
+        return row + sum(len(g.rows) for g in self._groups[: self._groups.index(group)])
 
     def join(self, request_id: str, row: RowCache, length: int) -> None:
-        """Copy a sequence's cache of `length` tokens into a free row."""
-        if None not in self._rows:
-            size = next(size for size in ROW_SIZES if size > len(self._rows))
-            self._lengths += [0] * (size - len(self._rows))
-            self._rows += [None] * (size - len(self._rows))
-        index = self._rows.index(None)
-        self._rows[index], self._lengths[index], self._index[request_id] = request_id, length, index
-        self._reserve()
-        self.cache.join(index, row)
+        """Take over a sequence's cache of `length` tokens."""
+        group = RowGroup(self._like)
+        group.adopt(request_id, row, length)
+        self._groups.append(group)
+        self._places[request_id] = group, 0
 
     def leave(self, request_id: str) -> None:
-        """Free the row; its contents are hidden from now on, and overwritten by the next to join."""
-        index = self._index.pop(request_id)
-        self._rows[index], self._lengths[index] = None, 0
+        """Empty the row; what it held is hidden from now on."""
+        group, row = self._places.pop(request_id)
+        group.leave(row)
+        if not group.num_alive:
+            self._groups.remove(group)
 
     def begin_step(self, request_ids: Sequence[str]) -> list[int]:
-        """Set the positions for a step that gives each of these one token; returns the position of every row's token.
+        """Arrange the groups, set the positions of a step that gives each of these one token, and return every row's.
 
         Rows that are not named are computed too, but do not move on.
         """
-        self._settle()
-        self._reserve()
-        positions = list(self._lengths)
-        self.cache.begin(positions)
+        self._arrange()
+        positions: list[int] = []
+        for group in self._groups:
+            group.reserve()
+        self.waste_ratio = self.held_tokens / max(1, self.alive_tokens + len(self))
+        for group in self._groups:
+            group.cache.begin(group.lengths)
+            positions += group.lengths
         for request_id in request_ids:
-            self._lengths[self._index[request_id]] += 1
+            group, row = self._places[request_id]
+            group.lengths[row] += 1
         return positions
 
     def segment(self, request_id: str, start: int, end: int) -> KVSegment:
-        return KVSegment(self.cache.segment_layers(self._index[request_id], start, end))
+        group, row = self._places[request_id]
+        return KVSegment(group.cache.segment_layers(row, start, end))
 
     def checkpoint(self, request_id: str, length: int) -> StateCheckpoint:
         """The row's state that cannot be sliced, after `length` tokens: its length as of the step just built."""
-        index = self._index[request_id]
-        assert self._lengths[index] == length
-        return self.cache.checkpoint(index, length)
+        group, row = self._places[request_id]
+        assert group.lengths[row] == length
+        return group.cache.checkpoint(row, length)
 
-    # ── sizes ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── arranging ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _reserve(self) -> None:
-        """Buffers for one more token in the longest row. Growing leaves room for a quarter more."""
-        needed = max(self._lengths) + 1
-        held = self.cache.num_tokens
-        if needed > held:
-            held = needed + needed // 4 if held else needed
-        self.cache.reserve(len(self._rows), held)
+    def _arrange(self) -> None:
+        """Merge what fits together; give back empty rows and unused length when they cost too much."""
+        while (pair := self._best_merge()) is not None:
+            first, second = pair
+            first.absorb(second)
+            self._groups.remove(second)
+            self._note_places(first)
+        if self.held_tokens > MAX_WASTE * self.alive_tokens:
+            for group in self._groups:
+                if group.held_tokens > MERGE_WASTE * sum(group.lengths):
+                    group.compact()
+                    self._note_places(group)
 
-    def _settle(self) -> None:
-        """Give memory back when the batch has been much smaller than its buffers for a while."""
-        num_rows = next(size for size in ROW_SIZES if size >= len(self._index))
-        longest = max(self._lengths) + 1
-        is_small = num_rows < len(self._rows) or longest * 2 < self.cache.num_tokens - self.cache.token_step
-        self._num_calm = self._num_calm + 1 if is_small else 0
-        if self._num_calm <= self.calm_steps:
-            return
-        self._num_calm = 0
-        kept = [i for i, request_id in enumerate(self._rows) if request_id is not None]
-        free = num_rows - len(kept)
-        self._rows = [*(self._rows[i] for i in kept), *[None] * free]
-        self._lengths = [*(self._lengths[i] for i in kept), *[0] * free]
-        self._index = {request_id: i for i, request_id in enumerate(self._rows) if request_id is not None}
-        self.cache.select(kept, num_rows)
-        self.cache.reserve(num_rows, longest + longest // 4)
+    def _note_places(self, group: RowGroup) -> None:
+        for row, request_id in enumerate(group.rows):
+            if request_id is not None:
+                self._places[request_id] = group, row
+
+    def _best_merge(self) -> tuple[RowGroup, RowGroup] | None:
+        """The two groups, neighbours in length, whose merging wastes least; None when none should be merged."""
+        if len(self._groups) < 2:
+            return None
+        by_length = sorted(self._groups, key=lambda g: g.longest)
+        pairs = list(zip(by_length, by_length[1:], strict=False))
+        if not self._can_group:
+            return pairs[-1][::-1]
+        candidates = [pair for pair in pairs if self._may_merge(*pair)]
+        best = min(candidates, key=lambda pair: _merge_waste(*pair), default=None)
+        if best is None or self.held_tokens + _merge_waste(*best) > MERGE_WASTE * self.alive_tokens:
+            return None
+        return best[::-1]
+
+    def _may_merge(self, first: RowGroup, second: RowGroup) -> bool:
+        small, large = sorted((first.held_tokens, second.held_tokens))
+        return len(self._groups) > MANY_GROUPS or large <= MAX_SIZE_RATIO * small
+
+
+def capacity_for(length: int) -> int:
+    """Tokens a buffer is made for when its longest row has `length`: an eighth more, at least one."""
+    return length + 1 + length // 8
+
+
+def _merge_waste(first: RowGroup, second: RowGroup) -> int:
+    """Tokens the merged buffers hold beyond what the two hold now."""
+    rows = first.num_alive + second.num_alive
+    return rows * capacity_for(max(first.longest, second.longest)) - first.held_tokens - second.held_tokens

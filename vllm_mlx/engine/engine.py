@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.scheduler import KVStore, Scheduler
@@ -18,6 +18,9 @@ from vllm_mlx.engine.sequence import Committed, Sequence
 from vllm_mlx.engine.step import EngineStatus, FinishReason, Progress, StepPlan, StepResult, TokenEvent
 
 log = logging.getLogger(__name__)
+
+
+L = TypeVar("L", bound="Launched")
 
 
 class Launched(Protocol):
@@ -32,12 +35,12 @@ class Launched(Protocol):
         ...
 
 
-class Runner(KVStore, Protocol):
+class Runner(KVStore, Protocol[L]):
     """Executes plans. `launch` starts the device and returns; `collect` waits for the tokens."""
 
-    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> Launched: ...
+    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> L: ...
 
-    def collect(self, launched: Launched) -> StepResult: ...
+    def collect(self, launched: L) -> StepResult: ...
 
     def reset(self) -> None:
         """Forget all rows, after a step that failed as a whole."""
@@ -76,7 +79,12 @@ class Engine:
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, publish: Publish, *, clock: Callable[[], float] = time.monotonic
+        self,
+        scheduler: Scheduler,
+        runner: Runner[Any],
+        publish: Publish,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner

@@ -8,14 +8,15 @@ Rows stand in place, with their lengths on the host; nothing is padded on the le
     row 2     [kkkkkkkkkkkkkkkkkk...]     length 18
                         ▲ each row's new token goes to its own length; a mask hides what lies beyond
 
-A row joins by one copy of itself and leaves by being forgotten. Buffers grow and shrink by whole steps of rows and
-tokens. Window layers are rings: position p stands in slot p mod size. Offsets, write positions and masks are built
-fresh from host integers at each step (`Frame`), never updated in place.
+A row brings the buffers it was prefilled into, and leaves by being forgotten (`decode_batch.py` decides who stands with
+whom). Window layers are rings: position p stands in slot p mod size. Offsets, write positions and masks are built fresh
+from host integers at each step (`Frame`), never updated in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -142,12 +143,19 @@ class AttentionRows:
         self._keys = tuple(p[keep] for p in self._keys)
         self._values = tuple(p[keep] for p in self._values)
 
-    def join(self, index: int, row: Row) -> None:
+    def append(self, other: Rows) -> None:
+        assert isinstance(other, AttentionRows)
+        if not self._keys and not other._keys:
+            return
+        mine = self._made(self._keys, other._keys), self._made(self._values, other._values)
+        more = other._made(other._keys, self._keys), other._made(other._values, self._values)
+        self._keys = tuple(mx.concatenate(pair, axis=0) for pair in zip(mine[0], more[0], strict=True))
+        self._values = tuple(mx.concatenate(pair, axis=0) for pair in zip(mine[1], more[1], strict=True))
+
+    def adopt(self, row: Row) -> None:
+        """Become the only row's buffers, without a copy."""
         assert isinstance(row, AttentionRow)
-        keys, values = row.planes()
-        if keys:
-            self._keys = _set_row(self._made(self._keys, keys), index, keys)
-            self._values = _set_row(self._made(self._values, values), index, values)
+        self._keys, self._values = row.planes()
 
     def segment(self, index: int, start: int, end: int) -> tuple[Planes, Planes]:
         keys = tuple(p[index : index + 1] for p in self._keys)
@@ -239,13 +247,20 @@ class WindowRows:
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[keep], self.values[keep]
 
-    def join(self, index: int, row: Row) -> None:
-        assert isinstance(row, WindowRow)
-        if row.keys is None or row.values is None:
+    def append(self, other: Rows) -> None:
+        assert isinstance(other, WindowRows)
+        some = self if self.keys is not None else other
+        if some.keys is None or some.values is None:
             return
-        self._make(row.keys, row.values)
-        (self.keys,) = _set_row((self.keys,), index, (self._as_ring(row.keys, row.offset),))
-        (self.values,) = _set_row((self.values,), index, (self._as_ring(row.values, row.offset),))
+        self._make(some.keys, some.values)
+        other._make(some.keys, some.values)
+        self.keys = mx.concatenate([self.keys, other.keys], axis=0)
+        self.values = mx.concatenate([self.values, other.values], axis=0)
+
+    def adopt(self, row: Row) -> None:
+        assert isinstance(row, WindowRow)
+        if row.keys is not None and row.values is not None:
+            self.keys, self.values = self._as_ring(row.keys, row.offset), self._as_ring(row.values, row.offset)
 
     def _make(self, keys: mx.array, values: mx.array) -> None:
         """Buffers, on first use."""
@@ -296,31 +311,87 @@ class RecurrentRows:
             if (array := self.entry[i]) is not None:
                 self.entry[i] = array[keep]
 
+    def append(self, other: Rows) -> None:
+        """Rows without state yet are zeros, which is what models start from."""
+        assert isinstance(other, RecurrentRows)
+        for i in range(self.num_slots):
+            mine, more = self.entry[i], other.entry[i]
+            if mine is None and more is None:
+                continue
+            if mine is None:
+                mine = mx.zeros((self._num_rows, *more.shape[1:]), more.dtype)
+            if more is None:
+                more = mx.zeros((other._num_rows, *mine.shape[1:]), mine.dtype)
+            self.entry[i] = mx.concatenate([mine, more], axis=0)
+
+    def adopt(self, row: Row) -> None:
+        assert isinstance(row, RecurrentRow)
+        for i, array in enumerate(row.slots()):
+            self.entry[i] = array
+
     def checkpoint(self, index: int, length: int) -> tuple[mx.array | None, ...]:
         slots = (self.entry[i] for i in range(self.num_slots))
         return tuple(None if a is None else mx.contiguous(a[index : index + 1]) for a in slots)
-
-    def join(self, index: int, row: Row) -> None:
-        """A row without state yet joins as zeros, which is what models start from."""
-        assert isinstance(row, RecurrentRow)
-        for i, array in enumerate(row.slots()):
-            held = self.entry[i]
-            if held is None and array is None:
-                continue
-            if held is None:
-                held = mx.zeros((self._num_rows, *array.shape[1:]), array.dtype)
-            if array is None:
-                array = mx.zeros((1, *held.shape[1:]), held.dtype)
-            self.entry[i] = mx.concatenate([held[:index], array, held[index + 1 :]], axis=0)
 
 
 Rows = AttentionRows | WindowRows | RecurrentRows
 
 
-class BatchCache:
-    """All layers of the decode batch. `entries` is what the model is called with."""
+# ── several groups of rows ──────────────────────────────────────────────────────────────────────────────────────────
 
-    token_step = 128
+
+@dataclass(frozen=True, slots=True)
+class GroupSlice:
+    """Rows [start, stop) of a step and their cache for one layer."""
+
+    start: int
+    stop: int
+    entry: Any
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedMask:
+    """A mask that each group makes for itself."""
+
+    return_array: bool
+    window_size: int | None
+
+    def of(self, entry: Any) -> mx.array | None:
+        if not isinstance(entry, AttentionRows | WindowRows):
+            return None  # recurrent rows are never padded
+        return entry.make_mask(1, return_array=self.return_array, window_size=self.window_size)
+
+
+class GroupedEntry:
+    """One layer's cache when rows stand in groups; `models/grouped.py` calls the layer's mixer for each."""
+
+    def __init__(self, groups: list[GroupSlice]) -> None:
+        self.groups = groups
+
+    @property
+    def offset(self) -> mx.array:
+        """int32 [R]: positions of all rows' new tokens, for models that make position ids before their layers."""
+        return mx.concatenate([group.entry.offset for group in self.groups])
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> GroupedMask:
+        return GroupedMask(return_array, window_size)
+
+
+def grouped_entries(caches: Sequence[BatchCache]) -> list[GroupedEntry]:
+    """What the model is called with, for groups that follow each other in the step's rows."""
+    starts = [0]
+    for cache in caches:
+        starts.append(starts[-1] + cache.num_rows)
+    spans = list(zip(starts, starts[1:], strict=False))
+    layers = zip(*(cache.entries for cache in caches), strict=True)
+    return [
+        GroupedEntry([GroupSlice(start, stop, entry) for (start, stop), entry in zip(spans, entries, strict=True)])
+        for entries in layers
+    ]
+
+
+class BatchCache:
+    """All layers of a group of rows. `entries` is what the model is called with."""
 
     def __init__(self, like: RowCache) -> None:
         assert like.is_batchable
@@ -343,18 +414,12 @@ class BatchCache:
         return sum(a.nbytes for a in self.state)
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Make the buffers exactly this many rows, and at least (in whole steps) this many tokens long."""
-        num_tokens = -(-num_tokens // self.token_step) * self.token_step
+        """Make the buffers exactly this many rows and tokens long."""
         if (num_rows, num_tokens) == (self.num_rows, self.num_tokens):
             return
         self.num_rows, self.num_tokens = num_rows, num_tokens
         for layer in self.layers:
             layer.resize(num_rows, num_tokens)
-
-    def join(self, index: int, row: RowCache) -> None:
-        """Copy one sequence's cache into row `index`."""
-        for layer, part in zip(self.layers, row.rows, strict=True):
-            layer.join(index, part)
 
     def select(self, indices: Sequence[int], num_rows: int) -> None:
         """Keep only these rows, in this order, in buffers of `num_rows` rows."""
@@ -363,6 +428,22 @@ class BatchCache:
             layer.select(keep)
             layer.resize(num_rows, self.num_tokens)
         self.num_rows = num_rows
+
+    def adopt(self, row: RowCache, num_tokens: int) -> None:
+        """Become a batch of this one row, whose buffers are taken over rather than copied."""
+        for layer, part in zip(self.layers, row.rows, strict=True):
+            layer.adopt(part)
+        self.num_rows = self.num_tokens = 0
+        self.reserve(1, num_tokens)
+
+    def append(self, other: BatchCache) -> None:
+        """Take over the rows of another batch, behind these. Both have the same token capacity."""
+        assert self.num_tokens == other.num_tokens
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.append(more)
+        num_rows, num_tokens = self.num_rows + other.num_rows, self.num_tokens
+        self.num_rows = 0
+        self.reserve(num_rows, num_tokens)
 
     def begin(self, lengths: Sequence[int]) -> None:
         """Set the step's positions: row i gets its next token at `lengths[i]`."""
@@ -393,13 +474,6 @@ def _rows_like(row: Row) -> Rows:
 
 def _empty_buffer(like: mx.array, num_rows: int, num_tokens: int) -> mx.array:
     return mx.zeros((num_rows, like.shape[1], num_tokens, like.shape[3]), like.dtype)
-
-
-def _set_row(buffers: Planes, index: int, row: Planes) -> Planes:
-    """`row` [1, H, n, D] written to the front of row `index`."""
-    for buffer, x in zip(buffers, row, strict=True):
-        buffer[index : index + 1, :, : x.shape[2]] = x
-    return buffers
 
 
 def _resized(buffer: mx.array, num_rows: int, num_tokens: int) -> mx.array:

@@ -193,12 +193,15 @@ class PrefixCache:
             used.last_used = now
         if node.end < length:
             node = self._append(node, key[node.end :], make_segment, now)
-        wants_checkpoint = checkpoint is not None and node.end == length and node.checkpoint is None
-        if wants_checkpoint and self._make_room(checkpoint.nbytes, keep=node):
+        if checkpoint is not None and node.end == length and node.checkpoint is None:
+            self._set_checkpoint(node, checkpoint)
+        return node.end
+
+    def _set_checkpoint(self, node: Node, checkpoint: Segment) -> None:
+        if self._make_room(checkpoint.nbytes, keep=node):
             node.checkpoint = checkpoint
             self.nbytes += checkpoint.nbytes
             self._thin(node)
-        return node.end
 
     def _thin(self, newest: Node) -> None:
         """Drop checkpoints on the way to the newest that lie closer together the further back they are.

@@ -8,6 +8,7 @@ thread only.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 
 from vllm_mlx.engine.constraint import Guide, prepare_guides
 from vllm_mlx.engine.decode_batch import DecodeBatch
+from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import (
     Footprint,
     KVSegment,
@@ -34,6 +36,8 @@ from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
 from vllm_mlx.engine.sequence import Sequence
 from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult, TokenLogprobs
 from vllm_mlx.models.base import Features, LanguageModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -86,6 +90,7 @@ class ModelRunner:
         example = self.layout.new_row()
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
+        self.can_group = self.is_batched and model.can_group and self._decodes_in_groups()
         self.checkpoint_step = checkpoint_step
         self._example = example
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
@@ -94,6 +99,25 @@ class ModelRunner:
         self._sampler = BatchSampler()
         self._last: LaunchedStep | None = None
         self._seeds = itertools.count(seed if seed is not None else int.from_bytes(np.random.bytes(6), "little"))
+
+    def _decodes_in_groups(self) -> bool:
+        """Trace, without evaluating, a decode step of two groups; a model that cannot do it goes without."""
+        caches = []
+        try:
+            for length in (2, 3):
+                row = self.layout.new_row()
+                self.model.prefill(mx.zeros((1, length), dtype=mx.int32), 0, row.entries, None, {})
+                cache = BatchCache(row)
+                cache.adopt(row, length + 1)
+                cache.begin([length])
+                caches.append(cache)
+            tokens = mx.zeros((2, 1), dtype=mx.int32)
+            logits = self.model.decode(tokens, [2, 3], grouped_entries(caches), [None, None])
+        except Exception as error:  # whatever foreign model code does with caches it does not expect
+            log.info("%s pads rows to the longest: it cannot be decoded in groups (%s)", self.model.profile.name, error)
+            self.model.ungroup()
+            return False
+        return logits.shape[0] == 2
 
     # ── KV, as the scheduler asks for it ────────────────────────────────────────────────────────────────────────
 
@@ -176,10 +200,12 @@ class ModelRunner:
 
     def metrics(self) -> Mapping[str, object]:
         batch = self._batch
+        own = sum(a.nbytes for seat in self._seats.values() if seat.cache is not None for a in seat.cache.state)
         return {
             "batch_rows": batch.num_rows if batch else 0,
-            "kv_held_bytes": (batch.cache.nbytes if batch else 0)
-            + sum(sum(a.nbytes for a in s.cache.state) for s in self._seats.values() if s.cache is not None),
+            "batch_groups": batch.num_groups if batch else 0,
+            "kv_held_bytes": own + (batch.nbytes if batch else 0),
+            "kv_waste_ratio": batch.waste_ratio if batch else 1.0,
             "media_cache_bytes": self._media.nbytes,
         }
 
@@ -251,13 +277,13 @@ class ModelRunner:
     def _states(self, seats: SequenceOf[Seat]) -> list[mx.array]:
         """Caches written by this step. All are evaluated with it, or the graph of recurrent states would grow."""
         if self._batch is not None:
-            return self._batch.cache.state
+            return self._batch.state
         return [a for seat in seats if seat.cache is not None for a in seat.cache.state]
 
     def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits [len(seats), V] of one forward over all rows of the batch."""
         if self._batch is None:
-            self._batch = DecodeBatch(self._example)
+            self._batch = DecodeBatch(self._example, can_group=self.can_group)
         batch = self._batch
         for seat in seats:
             if seat.cache is not None:
@@ -273,13 +299,13 @@ class ModelRunner:
             places = np.zeros(batch.num_rows, dtype=np.uint32)
             places[indices] = np.arange(len(seats), dtype=np.uint32)
             tokens = tokens[mx.array(places)]
-        logits = self.model.decode(tokens[:, None], positions, batch.cache.entries, states)
+        logits = self.model.decode(tokens[:, None], positions, batch.entries, states)
         return logits if indices == list(range(batch.num_rows)) else logits[mx.array(indices, dtype=mx.uint32)]
 
     def _single_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits of one forward per row, for caches that cannot stand side by side."""
         rows = []
-        for i, seat in enumerate(seats):
+        for seat in seats:
             assert seat.cache is not None
             tokens = self._tokens([seat])
             position = seat.sequence.num_computed - 1

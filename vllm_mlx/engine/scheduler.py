@@ -178,10 +178,10 @@ class Scheduler:
         for sequence in list(self.running.values()):
             left -= self._plan_chunk(sequence, left, chunks)
         while left >= self._block_size and self.counters.num_preemptions == num_preempted:
-            sequence = self._admit(now)
-            if sequence is None:
+            admitted = self._admit(now)
+            if admitted is None:
                 break
-            left -= self._plan_chunk(sequence, left, chunks)
+            left -= self._plan_chunk(admitted, left, chunks)
         return StepPlan(tuple(s.id for s in decode), tuple(chunks))
 
     def _plan_decode(self) -> list[Sequence]:

@@ -65,10 +65,16 @@ class LanguageModel(Protocol):
     """Weights and their forward pass. Nothing in here remembers a sequence.
 
     `atomic_spans`: a media span must be prefilled within one chunk (its tokens see each other in both directions).
+    `can_group`: `decode` takes grouped caches (`grouped.py`); `ungroup` ends that, for models where it proves wrong.
     """
 
     profile: ModelProfile
     atomic_spans: bool
+    can_group: bool
+
+    def ungroup(self) -> None:
+        """Put the plain modules back."""
+        ...
 
     def make_cache(self) -> list[Any]:
         """One empty single-row cache object per layer, of the stack's own classes."""

@@ -18,6 +18,7 @@ from ..errors import ModelLoadError
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
 from .family import Family, Overlap, PromptState, find_family
+from .grouped import group_mixers, ungroup_mixers
 from .loader import LoadedModel
 from .media import MediaProcessor
 from .profile import ModelProfile, read_json
@@ -40,6 +41,11 @@ class MultimodalModel:
         if reason:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
         self.profile = profile
+        self.can_group = profile.runs_batched and group_mixers(model.language_model)
+
+    def ungroup(self) -> None:
+        ungroup_mixers(self._model.language_model)
+        self.can_group = False
 
     def make_cache(self) -> list[Any]:
         return list(make_prompt_cache(self._model.language_model))

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from ..errors import EngineError
 from .base import Features, Prompt
 from .cache_view import GroupsQueries
+from .grouped import group_mixers, ungroup_mixers
 from .profile import ModelProfile
 from .span import MediaSpan
 
@@ -46,6 +47,11 @@ class TextModel:
         if reason:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
         self.profile = profile
+        self.can_group = profile.runs_batched and group_mixers(model)
+
+    def ungroup(self) -> None:
+        ungroup_mixers(self._model)
+        self.can_group = False
 
     def make_cache(self) -> list[Any]:
         return list(make_prompt_cache(self._model))
