@@ -17,6 +17,7 @@ from vllm_mlx.generation.request import (
     GenerationRequest,
     OutputFormat,
     ReasoningOptions,
+    SamplingOverrides,
     TextPart,
     Tool,
     ToolChoice,
@@ -139,3 +140,17 @@ async def test_an_answer_cut_by_the_limit_does_not_pretend_to_be_whole(grammar):
     request = ask(output_format=OutputFormat("json_schema", SCHEMA), max_tokens=5)
     _, message = await constraint_of(grammar, request, reply='{"city": "Bonn"}')
     assert (message.text, message.finished.reason) == ('{"cit', "length")
+
+
+async def test_the_end_is_ignored_when_asked_unless_a_grammar_ends_the_answer(grammar):
+    ends = {FAKE.id_of("<|im_end|>"), FAKE.id_of("<|endoftext|>")}
+    ignoring = SamplingOverrides(ignore_eos=True)
+    for fields, expected in (
+        ({}, ends),
+        ({"sampling": ignoring}, set()),
+        ({"sampling": ignoring, "stop_token_ids": (7,)}, {7}),
+        ({"sampling": ignoring, "output_format": OutputFormat("json_object")}, ends),
+    ):
+        engine = FakeEngine()
+        await collect(fake_service(engine, grammar=grammar).generate(ask(**fields)))
+        assert engine.requests[0].stop_token_ids == expected

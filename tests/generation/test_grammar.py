@@ -13,6 +13,7 @@ from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.grammar import GrammarCompiler, ReasoningTokens
 from vllm_mlx.generation.request import OutputFormat, Tool, ToolChoice
 from vllm_mlx.parsers.tool_parser import Envelope
+from vllm_mlx.parsers.tools import harmony
 
 TOKENIZER = byte_tokenizer(special=("<think>", "</think>"))
 EOS_ID = TOKENIZER.token_to_id(EOS)
@@ -150,6 +151,8 @@ def test_with_thinking_the_grammar_waits_for_the_end_of_the_reasoning(compiler: 
 
 # -- whole requests ---------------------------------------------------------------------------------------------------
 
+HARMONY = harmony.FORMAT.envelope
+assert HARMONY is not None
 ENVELOPE = Envelope(
     begin='<call>{"name": "', middle='", "arguments": ', end="}</call>", separator="\n", triggers=("<call>",)
 )
@@ -237,6 +240,8 @@ def test_a_choice_that_cannot_be_forced_is_refused(compiler: GrammarCompiler) ->
         compiler.request(None, TOOLS, ToolChoice("required"), envelope=None)
     assert refused.value.param == "tool_choice"
     assert compiler.request(None, TOOLS, ToolChoice("auto"), envelope=None) is None
+    document = compiler.request(OutputFormat("choice", ("yes", "no")), TOOLS, ToolChoice("auto"), envelope=None)
+    assert document is not None and takes(document.make(), [*ids_of(TOKENIZER, "yes"), EOS_ID])
 
 
 def test_a_strict_tool_with_an_unsupported_keyword_is_refused_and_another_is_noted(compiler: GrammarCompiler) -> None:
@@ -251,6 +256,32 @@ def test_a_strict_tool_with_an_unsupported_keyword_is_refused_and_another_is_not
     call = '<call>{"name": "odd", "arguments": {"a":%s}}</call>'
     assert takes(compiled.make(), [*ids_of(TOKENIZER, call % "1"), EOS_ID])
     assert not takes(compiled.make(), ids_of(TOKENIZER, call % '"text"'))
+
+
+def test_harmony_calls_follow_the_reasoning_or_come_at_once() -> None:
+    tokenizer = byte_tokenizer(special=HARMONY.special_tokens)
+    compiler = compiler_for(tokenizer)
+    strict = (Tool("now", parameters={"type": "object", "properties": {}, "additionalProperties": False}, strict=True),)
+    reasoning = ReasoningTokens(
+        tuple(ids_of(tokenizer, "<|channel|>analysis<|message|>")), tuple(ids_of(tokenizer, HARMONY.reasoning_end))
+    )
+    thought = "<|channel|>analysis<|message|>Hm, {<|end|><|start|>assistant"
+    call = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
+    answer = "<|channel|>final<|message|>Noon."
+    for choice, text, is_good in (
+        (ToolChoice("required"), thought + call, True),
+        (ToolChoice("required"), call, True),
+        (ToolChoice("required"), thought + answer, False),
+        (ToolChoice("required"), thought + call.replace("now", "then"), False),
+        (ToolChoice("auto"), thought + call, True),
+        (ToolChoice("auto"), thought + answer, True),
+        (ToolChoice("auto"), answer, True),
+        (ToolChoice("auto"), thought + call.replace("now", "then"), False),
+        (ToolChoice("auto"), thought + call.replace("{}", '{"a":1}'), False),
+    ):
+        compiled = compiler.request(None, strict, choice, envelope=HARMONY)
+        assert compiled is not None
+        assert takes(compiled.make(reasoning), ids_of(tokenizer, text)) is is_good, text
 
 
 def test_special_tokens_of_an_envelope_are_named_by_id() -> None:

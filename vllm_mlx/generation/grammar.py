@@ -149,8 +149,8 @@ class GrammarCompiler:
         """The grammar of a whole request; None when its answer is free.
 
         A tool choice of `auto` constrains nothing unless a tool is strict or there is an output format: then the answer
-        is text (or the document) or calls. Without an envelope calls cannot be told from text, so `auto` leaves them
-        alone, and the other choices are refused.
+        is text (or the document) or calls. Without an envelope calls cannot be told from text: `auto` then says
+        nothing of calls, and the other choices are refused.
         """
         if choice.mode == "named":
             tools, is_parallel = [tool for tool in tools if tool.name == choice.name], False
@@ -162,7 +162,7 @@ class GrammarCompiler:
                 raise InvalidRequest(
                     "This model's tool format cannot be forced; ask with tool_choice auto.", param="tool_choice"
                 )
-            return None
+            return self.output_format(output_format, param=param) if output_format is not None else None
         if is_auto and output_format is None and not any(tool.strict for tool in tools):
             return None
         document = output_format if is_auto else None

@@ -7,7 +7,7 @@ ends it. So they are decided in one place, from the rendered prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_mlx.engine.request import Constraint, ThinkingBudget
@@ -69,12 +69,16 @@ class AnswerReader:
             wants_logprobs=request.sampling.num_logprobs is not None,
             allows_parallel_calls=request.parallel_tool_calls,
         )
+        budget = self._thinking_budget(request, parser, tokens)
         make_constraint = None
         if grammar is not None:
             assembler.notes.extend(grammar.notes)
             waits = tokens is not None and self._may_reason(request, parser, prompt_text, starts_open)
+            if tokens is not None and request.output_format is None and parser is not None and parser.envelope:
+                end = parser.envelope.reasoning_end
+                tokens = replace(tokens, end_ids=self._ids_of(end)) if end else tokens
             make_constraint = grammar.maker(tokens if waits else None)
-        return Reading(assembler, make_constraint, self._thinking_budget(request, parser, tokens))
+        return Reading(assembler, make_constraint, budget)
 
     # ── the parser ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -277,12 +277,15 @@ class GenerationService:
         sampling: SamplingParams,
         reading: Reading,
     ) -> Request:
+        # A grammar that is complete allows nothing but the end, so there the end is not ignored.
+        ignores_end = request.sampling.ignore_eos and reading.make_constraint is None
+        ends = frozenset() if ignores_end else frozenset(self._profile.eos_token_ids)
         return Request(
             id=request.id,
             prompt=built.prompt,
             max_tokens=built.max_tokens,
             sampling=sampling,
-            stop_token_ids=frozenset(self._profile.eos_token_ids) | frozenset(request.stop_token_ids),
+            stop_token_ids=ends | frozenset(request.stop_token_ids),
             ignore_eos=request.sampling.ignore_eos,
             deadline=deadline,
             priority=request.priority,

@@ -36,6 +36,7 @@ class Envelope:
     (from 0) stand between NAME and `middle`. `triggers`: texts that can only be the beginning of a call, for a grammar
     that leaves free text alone until one appears. `special_tokens`: markers above that are single tokens of the
     vocabulary in the models that use the format; a grammar must name them as tokens.
+    `reasoning_end`: what ends the reasoning before a call, where it is not what ends it before an answer.
     """
 
     begin: str
@@ -52,6 +53,7 @@ class Envelope:
     is_counted: bool = False
     triggers: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()
+    reasoning_end: str = ""
 
 
 class ToolFormat:

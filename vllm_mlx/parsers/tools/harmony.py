@@ -25,6 +25,7 @@ class Harmony(ToolFormat):
         separator="<|start|>assistant",
         triggers=("<|channel|>commentary to=",),
         special_tokens=_MARKERS,
+        reasoning_end="<|end|><|start|>assistant",
     )
 
 
