@@ -17,13 +17,13 @@ TESTS ?= tests
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install serve test check lint types unit sim format docs constraints clean
+.PHONY: help install serve test check lint types unit sim bench soak format docs constraints clean
 
 help:
 	@echo "make serve    serve the built-in model (MODEL=... another, ARGS=... more flags)"
 	@echo "make test     everything that CI runs: lint, types, tests"
 	@echo "make install  set up $(VENV) and nothing else"
-	@echo "make lint | types | unit | sim | format | docs | constraints | clean"
+	@echo "make lint | types | unit | sim | bench | soak | format | docs | constraints | clean"
 
 install: $(STAMP)
 
@@ -61,6 +61,13 @@ unit: $(STAMP)
 SEEDS ?=
 sim: $(STAMP)
 	$(BIN)/python -m tests.simulation $(SEEDS)
+
+# `make bench ARGS="--help"` says what can be measured; `make soak ARGS=...` runs many clients for a long time.
+bench: $(STAMP)
+	$(BIN)/python -m vllm_mlx.cli bench $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python tools/soak.py $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix vllm_mlx tests tools
