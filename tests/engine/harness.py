@@ -43,10 +43,15 @@ class EngineHarness:
         kv_budget_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 28,
         checkpoint_interval: int = 64,
+        slack_bytes: int = 0,
         quantization: Quantization | None = None,
     ) -> None:
         self.runner = ModelRunner(
-            model, quantization=quantization, checkpoint_step=BLOCK if prefix_bytes else 0, seed=0
+            model,
+            quantization=quantization,
+            checkpoint_step=BLOCK if prefix_bytes else 0,
+            slack_bytes=slack_bytes,
+            seed=0,
         )
         self.cache = PrefixCache(
             block_size=BLOCK, budget_bytes=prefix_bytes, needs_checkpoint=self.runner.needs_checkpoint

@@ -6,7 +6,7 @@ Groups are merged when their lengths agree well enough, small ones with small on
 in its life, not at each change of the batch. A row that leaves is left empty until its group is merged, or has too many
 empty rows.
 
-    group 0   row 0  [kkkkkkkkk..]       together at most `MAX_WASTE` times the bytes of the tokens alive
+    group 0   row 0  [kkkkkkkkk..]       together at most `MAX_WASTE` times the tokens alive (and a little slack)
               row 1  [kkkkkkk....]
     group 1   row 2  [kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk....]
 
@@ -24,8 +24,10 @@ from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint
 MAX_WASTE = 1.25
 # Merging stops below the bound, so that growth does not pass it at once.
 MERGE_WASTE = 1.2
-# A group is merged with one at most so many times its size, unless there are too many groups.
+# A group is merged with one at most so many times its size, unless there are too many groups; the longer both have
+# stood apart, the more times, for by then the copy is worth it.
 MAX_SIZE_RATIO = 4
+PATIENCE_STEPS = 8
 MANY_GROUPS = 6
 
 
@@ -36,6 +38,7 @@ class RowGroup:
         self.cache = BatchCache(like)
         self.rows: list[str | None] = []
         self.lengths: list[int] = []
+        self.age = 0
 
     @property
     def num_alive(self) -> int:
@@ -80,17 +83,20 @@ class RowGroup:
         self.cache.append(other.cache)
         self.rows += other.rows
         self.lengths += other.lengths
+        self.age = 0
 
 
 class DecodeBatch:
     """All rows that are decoded. `can_group`: the model's layers can be called group by group.
 
+    `slack_tokens` may be wasted beyond the bound: so little memory is not worth the time that a further group costs.
     `waste_ratio`: tokens the buffers hold for each token alive, in the last step.
     """
 
-    def __init__(self, like: RowCache, *, can_group: bool) -> None:
+    def __init__(self, like: RowCache, *, can_group: bool, slack_tokens: int = 0) -> None:
         self._like = like
         self._can_group = can_group
+        self._slack_tokens = slack_tokens
         self._groups: list[RowGroup] = []
         self._places: dict[str, tuple[RowGroup, int]] = {}
         self.waste_ratio = 1.0
@@ -164,6 +170,7 @@ class DecodeBatch:
             group.reserve()
         self.waste_ratio = self.held_tokens / max(1, self.alive_tokens + len(self))
         for group in self._groups:
+            group.age += 1
             group.cache.begin(group.lengths)
             positions += group.lengths
         for request_id in request_ids:
@@ -190,7 +197,7 @@ class DecodeBatch:
             first.absorb(second)
             self._groups.remove(second)
             self._note_places(first)
-        if self.held_tokens > MAX_WASTE * self.alive_tokens:
+        if self.held_tokens > self._allowed_tokens(MAX_WASTE):
             for group in self._groups:
                 if group.held_tokens > MERGE_WASTE * sum(group.lengths):
                     group.compact()
@@ -211,18 +218,22 @@ class DecodeBatch:
             return pairs[-1][::-1]
         candidates = [pair for pair in pairs if self._may_merge(*pair)]
         best = min(candidates, key=lambda pair: _merge_waste(*pair), default=None)
-        if best is None or self.held_tokens + _merge_waste(*best) > MERGE_WASTE * self.alive_tokens:
+        if best is None or self.held_tokens + _merge_waste(*best) > self._allowed_tokens(MERGE_WASTE):
             return None
         return best[::-1]
 
+    def _allowed_tokens(self, waste: float) -> float:
+        return waste * self.alive_tokens + self._slack_tokens
+
     def _may_merge(self, first: RowGroup, second: RowGroup) -> bool:
         small, large = sorted((first.held_tokens, second.held_tokens))
-        return len(self._groups) > MANY_GROUPS or large <= MAX_SIZE_RATIO * small
+        ratio = MAX_SIZE_RATIO * (1 + min(first.age, second.age) / PATIENCE_STEPS)
+        return len(self._groups) > MANY_GROUPS or large <= ratio * small
 
 
 def capacity_for(length: int) -> int:
-    """Tokens a buffer is made for when its longest row has `length`: an eighth more, at least one."""
-    return length + 1 + length // 8
+    """Tokens a buffer is made for when its longest row has `length`: a sixth more, at least one."""
+    return length + 1 + length // 6
 
 
 def _merge_waste(first: RowGroup, second: RowGroup) -> int:

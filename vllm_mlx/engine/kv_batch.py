@@ -41,7 +41,7 @@ class Frame:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
         self.span = max(self.lengths) + 1
-        self.is_single = len(self.lengths) == 1
+        self.is_uniform = min(self.lengths) == max(self.lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
         self._masks: dict[tuple[int | None, int | None], mx.array | None] = {}
         self._slots: dict[int | None, mx.array] = {}
@@ -54,7 +54,7 @@ class Frame:
         return self._slots[ring]
 
     def mask(self, ring: int | None, window: int | None) -> mx.array | None:
-        """bool [R, 1, 1, span]: the slots each row may see; None where a single row may see all of them."""
+        """bool [R, 1, 1, span]: the slots each row may see; None where every row may see all of them."""
         if (ring, window) not in self._masks:
             self._masks[ring, window] = self._make_mask(ring, window)
         return self._masks[ring, window]
@@ -62,7 +62,7 @@ class Frame:
     def _make_mask(self, ring: int | None, window: int | None) -> mx.array | None:
         span = self.span if ring is None else min(self.span, ring)
         visible = min(window or self.span, ring or self.span)
-        if self.is_single and visible >= span:
+        if self.is_uniform and visible >= span:
             return None
         slots = mx.arange(span, dtype=mx.int32)[None]
         offset = self.offset[:, None]
@@ -166,7 +166,7 @@ class AttentionRows:
         """One token into each row, at the row's own length."""
         assert self.frame is not None
         buffers = self._made(buffers, new)
-        if self.frame.is_single:
+        if self.frame.is_uniform:
             position = self.frame.lengths[0]
             for buffer, x in zip(buffers, new, strict=True):
                 buffer[:, :, position : position + 1] = x

@@ -70,7 +70,8 @@ class ModelRunner:
     """One model, its decode batch and its sampler.
 
     Models whose caches cannot stand side by side are decoded row by row, all rows within one step. `checkpoint_step`:
-    every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never).
+    every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never). `slack_bytes`: so
+    much memory may be wasted on padding, whatever the ratio.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ModelRunner:
         quantization: Quantization | None = None,
         media_cache: MediaCache[Features] | None = None,
         checkpoint_step: int = 0,
+        slack_bytes: int = 16 << 20,
         seed: int | None = None,
     ) -> None:
         self.model = model
@@ -88,6 +90,7 @@ class ModelRunner:
             self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
         )
         example = self.layout.new_row()
+        self._slack_tokens = slack_bytes // max(1, self.footprint.per_token)
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
         self.can_group = self.is_batched and model.can_group and self._decodes_in_groups()
@@ -283,7 +286,9 @@ class ModelRunner:
     def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits [len(seats), V] of one forward over all rows of the batch."""
         if self._batch is None:
-            self._batch = DecodeBatch(self._example, can_group=self.can_group)
+            self._batch = DecodeBatch(
+                self._example, can_group=self.can_group, slack_tokens=self._slack_tokens
+            )
         batch = self._batch
         for seat in seats:
             if seat.cache is not None:
