@@ -80,6 +80,19 @@ def test_in_a_batch_that_rows_join_and_leave(subject: Subject) -> None:
         assert answer.reason == "cancelled" or answer.tokens == expected
 
 
+def test_merged_into_one_group_and_of_equal_lengths(subject: Subject) -> None:
+    rng = random.Random(2)
+    prompts = [[rng.randrange(20, 590) for _ in range(21)] for _ in range(4)]
+    expected = [subject.reference_tokens(prompt) for prompt in prompts]
+    harness = EngineHarness(subject.model, prefix_bytes=0, chunk=256, slack_bytes=1 << 30)
+    equal = [harness.ask(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]
+    harness.step(5)
+    mixed = [harness.ask(prompt, max_tokens=NUM_TOKENS) for prompt in subject.prompts[1:]]
+    harness.run()
+    assert [harness.answers[i].tokens for i in equal] == expected
+    assert [harness.answers[i].tokens for i in mixed] == subject.expected[1:]
+
+
 def test_after_prefix_hits(subject: Subject) -> None:
     harness = EngineHarness(subject.model)
     for _ in range(2):
