@@ -209,6 +209,21 @@ def test_at_least_one_token_must_fit_beside_the_prompt(length, fits):
     assert caught.value.param == "prompt"
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_megabytes_are_refused_without_encoding_them(chat):
+    made = builder(context_tokens=100)
+    text = "words " * 500_000
+    request = GenerationRequest("r", messages=(ChatMessage("user", (TextPart(text),)),))
+    request = request if chat else GenerationRequest("r", prompt=text)
+    encoded = []
+    encode = made.tokenizer.encode
+    made.tokenizer.encode = lambda part, **options: encoded.append(len(part)) or encode(part, **options)
+    with pytest.raises(ContextLengthExceeded, match="estimated") as caught:
+        made.build(request)
+    assert sum(encoded) < 50_000 and caught.value.param == ("messages" if chat else "prompt")
+    assert caught.value.num_prompt_tokens == pytest.approx(len(text), rel=0.01)
+
+
 def test_the_smallest_limit_rules_and_says_who_set_it():
     assert builder(context_tokens=100).context_limit().source == "model_config"
     made = builder(context_tokens=100, limits=LimitSettings(effective_context_tokens=50))

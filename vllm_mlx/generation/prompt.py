@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Tokens that stand at the end of a turn, and at the beginning of one, in the templates there are.
+# No tokenizer packs ordinary text this densely; what is longer than so many characters a token does not fit for sure.
+_MAX_CHARS_PER_TOKEN = 32
+_SAMPLED_TOKENS = 512
+
 _TURN_ENDS = frozenset(
     "<|im_end|> <|eot_id|> <|eom_id|> <end_of_turn> <turn|> <|end|> <|END_OF_TURN_TOKEN|> </s>".split()
 )
@@ -149,6 +153,7 @@ class PromptBuilder:
         if request.prompt is None:
             marked = self._render_marked(request)
             text = shield.plain(marked)
+            self._refuse_absurd(text, "messages")
             if self.expander is not None:
                 # The processor encodes the text itself, in one piece: a control text is broken by an invisible space.
                 ids, spans = self._expand(shield.plain(marked, "\u200b"), images, videos)
@@ -157,6 +162,7 @@ class PromptBuilder:
             boundaries = self._boundaries(ids, request)
         elif isinstance(request.prompt, str):
             text = request.prompt
+            self._refuse_absurd(text, "prompt")
             ids = self._encode_plain(text)
         else:
             ids = self._given_ids(request.prompt)
@@ -261,6 +267,19 @@ class PromptBuilder:
         if pressure.context_tokens is not None and pressure.context_tokens < limit.tokens:
             limit = ContextLimit(max(1, pressure.context_tokens), "memory")
         return limit
+
+    def _refuse_absurd(self, text: str, param: str) -> None:
+        """Megabytes that cannot fit are refused by the number of tokens of a part, rather than encoded for seconds."""
+        context = self.context_limit().tokens
+        if len(text) <= _MAX_CHARS_PER_TOKEN * context:
+            return
+        part = text[: _MAX_CHARS_PER_TOKEN * _SAMPLED_TOKENS]
+        at_least = len(self.tokenizer.encode(part, add_special_tokens=False)) * len(text) // len(part)
+        if at_least > context:
+            error = ContextLengthExceeded(num_prompt_tokens=at_least, max_tokens=1, context_tokens=context)
+            error.args = (f"{error} (The prompt's length is estimated.)",)
+            error.param = param
+            raise error
 
     # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
