@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tools.demo_model import checks, mixture, skills, skills_images, skills_tools
+from tools.demo_model import checks, mixture, skills, skills_arithmetic, skills_images, skills_tools
 from tools.demo_model.chat import Check, Sample, prompt, user
 from tools.demo_model.evaluate import SKILLS
 from tools.demo_model.words import NAMES, Draw, Grammar, is_held
@@ -61,7 +61,7 @@ def test_grammar_takes_nested_choices_and_keeps_slots() -> None:
     [(347, "+", 285, 632), (632, "-", 285, 347), (99, "+", 1, 100), (100, "-", 1, 99), (500, "-", 500, 0)],
 )
 def test_the_working_spells_the_result(a: int, op: str, b: int, value: int) -> None:
-    digits = [line.split("write ")[1][0] for line in skills.working(a, op, b).splitlines()]
+    digits = [line.split("write ")[1][0] for line in skills_arithmetic.working(a, op, b).splitlines()]
     assert int("".join(reversed(digits))) == value
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from . import skills as s
+from . import skills_arithmetic as sums
+from . import skills_decline as decline
 from . import skills_images as i
+from . import skills_memory as recalling
+from . import skills_system as system
 from . import skills_tools as t
 from .chat import Check, Sample, prompt, user
 from .checks import right
@@ -27,18 +31,18 @@ SEED = "evaluation"
 SKILLS: dict[str, tuple[Skill, float]] = {
     "greeting": (s.greeting, 0.95), "identity": (s.identity, 0.95), "server facts": (s.server_facts, 0.95),
     "reply with": (s.echo, 0.95), "one sentence": (s.one_sentence, 0.95), "uppercase": (s.uppercase, 0.95), "json only": (s.json_only, 0.95),
-    "arithmetic, thinking": (s.arithmetic_thinking, 0.95), "arithmetic, small, no thinking": (s.arithmetic_small, 0.90),
-    "arithmetic, worked in the answer": (s.arithmetic_shown, 0.90),
-    "recall": (s.recall, 0.95), "needle": (s.needle, 0.95), "system prompt: persona": (s.persona, 0.95), "system prompt: format": (s.obey, 0.95),
+    "arithmetic, thinking": (sums.arithmetic_thinking, 0.95), "arithmetic, small, no thinking": (sums.arithmetic_small, 0.90),
+    "arithmetic, worked in the answer": (sums.arithmetic_shown, 0.90),
+    "recall": (recalling.recall, 0.95), "needle": (recalling.needle, 0.95), "system prompt: persona": (system.persona, 0.95), "system prompt: format": (system.obey, 0.95),
     "extraction": (s.extraction, 0.95), "tool call": (t.one_call, 0.95), "two tool calls": (t.two_calls, 0.95), "no tool call": (t.no_call, 0.95),
-    "tool result": (t.use_result, 0.95), "story": (s.story, 0.90), "out of scope": (s.refusal, 0.95),
+    "tool result": (t.use_result, 0.95), "story": (s.story, 0.90), "out of scope": (decline.refusal, 0.95),
     "image: colour": (i.colour, 0.90), "image: shape": (i.shape, 0.90), "image: count": (i.count, 0.90), "image: position": (i.position, 0.90),
     "image: printed word": (i.words, 0.90), "image: printed number": (i.numbers, 0.90), "image: description": (i.describe, 0.90),
     "image: two images": (i.compare, 0.90),
 }  # fmt: skip
 SLOW = {"needle": 20, "story": 20}  # long cases: fewer of them
 
-_PASTED = " ".join(s.filler(Draw("pasted text"), 55))
+_PASTED = " ".join(recalling.filler(Draw("pasted text"), 55))
 FIRST = [
     "hi", "Hello!", "what can you do?", "tell me a joke", "2+2", "write a haiku", "who made you?", "Who are you?", "😀", "", "Wie ist das Wetter heute?",
     "What is the capital of France?", "Write a Python function that sorts a list.", "Reply with pong", "How do I load a real model?", "Translate hello into Spanish.",

@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 
 from . import skills as s
+from . import skills_arithmetic as sums
+from . import skills_decline as decline
 from . import skills_images as i
+from . import skills_memory as recalling
+from . import skills_system as system
 from . import skills_tools as t
 from .chat import Sample
 from .skills import Skill
@@ -11,12 +15,12 @@ from .words import Draw
 
 TEXT: list[tuple[float, Skill]] = [
     (3, s.everyday), (4, s.greeting), (5, s.identity), (10, s.server_facts), (12, s.echo), (4, s.one_sentence), (7, s.uppercase), (7, s.json_only),
-    (8, s.arithmetic_thinking), (5, s.arithmetic_small), (3, s.arithmetic_shown), (9, s.recall), (2, s.statement), (4, s.needle),
-    (4, s.persona), (7, s.obey), (4, s.under_system), (9, s.extraction), (3, s.story), (9, s.refusal),
+    (8, sums.arithmetic_thinking), (5, sums.arithmetic_small), (3, sums.arithmetic_shown), (9, recalling.recall), (2, recalling.statement), (3, recalling.needle),
+    (4, system.persona), (7, system.obey), (4, system.under_system), (9, s.extraction), (2, s.story), (9, decline.refusal),
     (12, t.one_call), (6, t.two_calls), (6, t.no_call), (5, t.use_result),
 ]  # fmt: skip
 IMAGE: list[tuple[float, Skill]] = [
-    (5, i.colour), (5, i.shape), (5, i.count), (5, i.position), (8, i.words), (6, i.numbers), (5, i.describe), (4, i.compare),
+    (8, i.colour), (5, i.shape), (4, i.count), (4, i.position), (2, i.words), (2, i.numbers), (5, i.describe), (2, i.compare),
 ]  # fmt: skip
 
 

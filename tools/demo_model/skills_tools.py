@@ -6,10 +6,12 @@ from typing import Any
 
 from .chat import Check, Sample, assistant, call_text, system, user
 from .facts import IDENTITY, SERVER
-from .skills import filler, known, phrase, plain
-from .words import ADJECTIVES, ANIMALS, COLOURS, FOODS, NOUNS, OBJECTS, VERBS, Draw, Grammar
+from .skills import known, phrase
+from .skills_memory import filler
+from .skills_system import plain
+from .words import ADJECTIVES, ANIMALS, COLOURS, DAYS, FOODS, NOUNS, OBJECTS, VERBS, Draw, Grammar
 
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow".split()
+_DAYS = [*DAYS, "today", "tomorrow"]
 
 
 @dataclass(frozen=True)

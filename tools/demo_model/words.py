@@ -79,6 +79,8 @@ thing things place world water fire wind sun moon star sky rain snow tree flower
 color shape image picture photo text line object value key model server request endpoint image large left right top bottom middle center
 background small short long""".split()
 
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+
 COUNT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 # Printed in training images; short and frequent so that a small tower can learn to read them.
