@@ -221,7 +221,7 @@ async def soak(
             port = servers.free_port()
             log = Path(tempfile.mkdtemp(prefix="vllm-mlx-soak-")) / "server.log"
             command = servers.ours(model, port, server_flags)
-            endpoint = await stack.enter_async_context(servers.running(command, port, "default", log=log))
+            endpoint, _ = await stack.enter_async_context(servers.running(command, port, "default", log=log))
             test = Soak(endpoint, num_streams, minutes * 60, seed, log)
         await test.run()
         return test

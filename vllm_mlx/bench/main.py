@@ -18,10 +18,9 @@ from rich.console import Console
 
 from vllm_mlx.bench import numbers, servers, workloads
 from vllm_mlx.bench.client import Endpoint
-from vllm_mlx.bench.measure import summarize
 from vllm_mlx.bench.model import SIZES, build
 from vllm_mlx.bench.report import Report, Run
-from vllm_mlx.bench.targets import HttpTarget, OfflineTarget, Target
+from vllm_mlx.bench.targets import HttpTarget, OfflineTarget, Target, measure
 from vllm_mlx.errors import SettingsError
 
 TABLE_WIDTH = 150
@@ -100,7 +99,7 @@ async def _measure(options: argparse.Namespace, report: Report, console: Console
         targets = await _targets(options, stack, console)
         console.print(f"measuring {', '.join(targets)} ...")
         if options.numbers:
-            await numbers.measure(
+            await numbers.measure_numbers(
                 targets, report, num_rounds=options.rounds, max_tokens=options.max_tokens, seed=options.seed
             )
         else:
@@ -120,7 +119,7 @@ async def _measure_workloads(options: argparse.Namespace, targets: list[Target],
                         max_tokens=options.max_tokens,
                         prompt_tokens=options.prompt_tokens,
                     )
-                    summary = summarize(await target.run(conversations, num_streams))
+                    summary = await measure(target, conversations, num_streams)
                     report.runs.append(Run(target.name, workload, num_streams, round_number, summary))
 
 
@@ -134,8 +133,8 @@ async def _targets(options: argparse.Namespace, stack: AsyncExitStack, console: 
     targets: dict[str, Target] = {}
 
     async def start(name: str, make: list[str], port: int, model_id: str) -> None:
-        endpoint = await stack.enter_async_context(servers.running(make, port, model_id))
-        targets[name] = HttpTarget(name, endpoint, EXTRA)
+        endpoint, pid = await stack.enter_async_context(servers.running(make, port, model_id))
+        targets[name] = HttpTarget(name, endpoint, EXTRA, pid)
 
     port = servers.free_port()
     await start(numbers.OURS, servers.ours(model, port), port, "default")

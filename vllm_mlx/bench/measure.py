@@ -49,7 +49,8 @@ class Summary:
 
     `tokens_per_s`: all completion tokens by the time from the first request sent to the last byte. `itl_ms`: gaps
     between pieces of content (a server that joins tokens has fewer, longer ones); `tpot_ms`: a request's mean time per
-    token after the first. `ttft_by_turn_ms`: medians, for conversations.
+    token after the first. `ttft_by_turn_ms`: medians, for conversations. `cpu_ms_per_token`: processor time of the
+    target's process, which a busy machine changes little; None where it cannot be read.
     """
 
     num_ok: int
@@ -64,6 +65,7 @@ class Summary:
     itl_ms: Percentiles
     tpot_ms: Percentiles
     ttft_by_turn_ms: tuple[float, ...]
+    cpu_ms_per_token: float | None = None
 
 
 def percentile(ordered: Sequence[float], q: float) -> float | None:
@@ -73,7 +75,7 @@ def percentile(ordered: Sequence[float], q: float) -> float | None:
     return round(ordered[min(len(ordered) - 1, int(q * (len(ordered) - 1) + 0.5))], 3)
 
 
-def summarize(traces: Sequence[Trace]) -> Summary:
+def summarize(traces: Sequence[Trace], cpu_s: float | None = None) -> Summary:
     good = [t for t in traces if t.error is None and t.stamps]
     bad = [t for t in traces if t.error is not None or not t.stamps]
     wall = max(t.ended for t in good) - min(t.started for t in good) if good else 0.0
@@ -102,4 +104,5 @@ def summarize(traces: Sequence[Trace]) -> Summary:
         )
         if len(turns) > 1
         else (),
+        cpu_ms_per_token=round(cpu_s * 1000 / completion, 3) if cpu_s is not None and completion else None,
     )

@@ -81,7 +81,8 @@ class Report:
         table = Table(title="Medians over the rounds; times in milliseconds")
         for name in ("workload", "streams", "target"):
             table.add_column(name)
-        for name in ("tok/s", "TTFT p50", "p95", "ITL p50", "p95", "p99", "prompt", "cached", "failed", "rounds"):
+        for name in ("tok/s", "CPU ms/tok", "TTFT p50", "p95", "ITL p50", "p95", "p99", "prompt", "cached", "failed",
+                     "rounds"):  # fmt: skip
             table.add_column(name, justify="right")
         cases = list(dict.fromkeys((r.workload, r.num_streams, r.target) for r in self.runs))
         for workload, num_streams, target in sorted(cases, key=lambda c: (c[0], c[1])):
@@ -89,6 +90,7 @@ class Report:
             table.add_row(
                 workload, str(num_streams), target,
                 _shown(_median(s.tokens_per_s for s in runs)),
+                _shown(_median(s.cpu_ms_per_token for s in runs), 2),
                 *_percentiles([s.ttft_ms for s in runs], "p50", "p95"),
                 *_percentiles([s.itl_ms for s in runs], "p50", "p95", "p99"),
                 _shown(_median(s.num_prompt_tokens for s in runs), 0),

@@ -37,9 +37,11 @@ def free_port() -> int:
 @contextlib.asynccontextmanager
 async def running(
     command: Sequence[str], port: int, model: str, *, log: Path | None = None
-) -> AsyncIterator[Endpoint]:
-    """The server of `command` for the length of the block, ready to answer. Its output goes to `log`, which stays, or
-    to a file that goes when the block ends well."""
+) -> AsyncIterator[tuple[Endpoint, int]]:
+    """The server of `command` and its process id, ready to answer, for the length of the block.
+
+    Its output goes to `log`, which stays, or to a file that goes when the block ends well.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     is_kept, log = log is not None, log or Path(tempfile.mkstemp(prefix="vllm-mlx-bench-", suffix=".log")[1])
     with log.open("wb") as output:
@@ -47,7 +49,7 @@ async def running(
     try:
         endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", model)
         await _wait_until_ready(process, endpoint, log)
-        yield endpoint
+        yield endpoint, process.pid
     finally:
         await _stop(process)
     if not is_kept:

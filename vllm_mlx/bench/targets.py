@@ -7,34 +7,59 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
 from vllm_mlx.bench.client import Endpoint, stream_chat
-from vllm_mlx.bench.measure import Trace
+from vllm_mlx.bench.measure import Summary, Trace, summarize
 from vllm_mlx.bench.workloads import Conversation
 from vllm_mlx.errors import VllmMlxError
 
 
 class Target(Protocol):
-    """`name` heads a column of the report."""
+    """`name` heads a column of the report; `pid` is its process, when it is one of ours."""
 
     name: str
+    pid: int | None
 
     async def run(self, conversations: Sequence[Conversation], num_streams: int) -> list[Trace]:
         """Play the conversations, `num_streams` at a time; one trace for each turn."""
         ...
 
 
+async def measure(target: Target, conversations: Sequence[Conversation], num_streams: int) -> Summary:
+    """One run, with the processor time it took where that can be read."""
+    before = cpu_seconds(target.pid)
+    traces = await target.run(conversations, num_streams)
+    after = cpu_seconds(target.pid)
+    return summarize(traces, after - before if before is not None and after is not None else None)
+
+
+def cpu_seconds(pid: int | None) -> float | None:
+    """Processor time a process has taken so far, all its threads together (Linux)."""
+    if pid is None:
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class HttpTarget:
     """An OpenAI-compatible server. `extra` is merged into each request's body."""
 
-    def __init__(self, name: str, endpoint: Endpoint, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, name: str, endpoint: Endpoint, extra: dict[str, Any] | None = None, pid: int | None = None
+    ) -> None:
         self.name = name
+        self.pid = pid
         self.endpoint = endpoint
         self._extra = extra or {}
 
@@ -89,6 +114,7 @@ class OfflineTarget:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.pid: int | None = process.pid
 
     @classmethod
     async def start(cls, folder: str) -> OfflineTarget:
