@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -64,13 +65,12 @@ def add_ratio(
 ) -> None:
     """Median over the rounds of first / second; as a cost, the share (percent) that the second loses."""
     pairs = [_rates(report, target, num_streams) for target in (first, second)]
-    ratios = [a / b for a, b in zip(*pairs, strict=False) if b]  # the installed mlx-lm has fewer rounds
-    if as_cost:
-        costs = tuple(100 * (1 - 1 / ratio) for ratio in ratios)
-        report.numbers.append(Number(name, statistics.median(costs), limit, at_least=False, unit=" %", rounds=costs))
-    else:
-        report.numbers.append(Number(name, statistics.median(ratios), limit, at_least=True, unit="x",
-                                     rounds=tuple(ratios)))  # fmt: skip
+    ratios = [a / b for a, b in zip(*pairs, strict=False) if a and b]  # the installed mlx-lm has fewer rounds
+    values = tuple(100 * (1 - 1 / ratio) for ratio in ratios) if as_cost else tuple(ratios)
+    # Nothing measured is a number missed; the runs' own errors say why.
+    value = statistics.median(values) if values else math.inf if as_cost else 0.0
+    report.numbers.append(Number(name, value, limit, at_least=not as_cost, unit=" %" if as_cost else "x",
+                                 rounds=values))  # fmt: skip
 
 
 async def measure_reuse(target: HttpTarget, report: Report, *, seed: int, num_rounds: int) -> None:
