@@ -98,6 +98,7 @@ class Backend:
             )
             options.append(engine_options(settings, device.free_bytes()))
             engines.append(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
+            engines[0].on_idle.append(device.IdleRelease())
             return oversight.attach(engines[0])
 
         thread = EngineThread(build)

@@ -1,0 +1,23 @@
+"""Memory goes back to the system when the engine is idle, not more often than asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_mlx.models import device
+
+
+def test_memory_is_released_when_idle_but_not_at_every_idle_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[float] = []
+    now = 0.0
+    monkeypatch.setattr(device, "release_cached", lambda: released.append(now))
+    idle = device.IdleRelease(interval_s=30, clock=lambda: now)
+    for now in (1.0, 29.0, 31.0, 40.0, 61.0):
+        assert idle() is False
+    assert released == [31.0, 61.0]
+
+
+def test_releasing_twice_is_harmless() -> None:
+    device.release_cached()
+    device.release_cached()
+    assert device.report().cached_bytes == 0
