@@ -9,10 +9,11 @@ from vllm_mlx.models import device
 
 def test_memory_is_released_when_idle_but_not_at_every_idle_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[float] = []
-    now = 0.0
-    monkeypatch.setattr(device, "release_cached", lambda: released.append(now))
-    idle = device.IdleRelease(interval_s=30, clock=lambda: now)
-    for now in (1.0, 29.0, 31.0, 40.0, 61.0):
+    times = [0.0]
+    monkeypatch.setattr(device, "release_cached", lambda: released.append(times[-1]))
+    idle = device.IdleRelease(interval_s=30, clock=lambda: times[-1])
+    for moment in (1.0, 29.0, 31.0, 40.0, 61.0):
+        times.append(moment)
         assert idle() is False
     assert released == [31.0, 61.0]
 
