@@ -1,0 +1,79 @@
+"""Claims about the page's pure modules, run by node where there is one, and about the shipped files everywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vllm_mlx.ui
+
+UI = Path(vllm_mlx.ui.__file__).parent
+FILES = [path for path in UI.rglob("*") if path.suffix in {".js", ".css", ".html"}]
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def js(tmp_path: Path, module: str, expression: str) -> Any:
+    """The value of an expression over one module's exports, named `m`."""
+    (tmp_path / "m.mjs").write_text((UI / module).read_text())
+    code = f"import * as m from './m.mjs'; console.log(JSON.stringify({expression}))"
+    (tmp_path / "run.mjs").write_text(code)
+    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    return json.loads(done.stdout)
+
+
+def test_the_files_are_small_and_name_no_other_site():
+    assert sum(path.stat().st_size for path in FILES) < 200_000
+    for path in FILES:
+        text = path.read_text()
+        assert not re.search(r"""(src|href|from|import|url)\s*[=(]?\s*["']?(https?:)?//\w""", text), path.name
+        assert "innerHTML" not in text and "eval(" not in text, path.name
+
+
+@needs_node
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "/relative"])
+def test_links_keep_only_harmless_schemes(tmp_path, url):
+    assert js(tmp_path, "markdown.js", f"m.parseInline({json.dumps(f'[x]({url})')})")[0]["type"] == "span"
+
+
+@needs_node
+def test_markdown_blocks_tile_the_text_in_order(tmp_path):
+    text = "# T\n\na *b*\n\n- x\n  - y\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```py\nx\n```\n\n$$\nx\n$$\n\n> q\n"
+    blocks = js(tmp_path, "markdown.js", f"m.parseBlocks({json.dumps(text)})")
+    assert [b["type"] for b in blocks] == ["heading", "paragraph", "list", "table", "code", "math", "quote"]
+    assert all(a["end"] <= b["start"] for a, b in zip(blocks, blocks[1:], strict=False))
+
+
+@needs_node
+def test_money_is_not_math(tmp_path):
+    kinds = js(tmp_path, "markdown.js", "['$5 and $6', '$x$'].map(t => m.parseInline(t).map(n => n.type))")
+    assert kinds == [["text"], ["math"]]
+
+
+@needs_node
+def test_highlighting_loses_no_text(tmp_path):
+    code = 'def f(x):  # "no"\n    return "a\\"b" + \'\'\'c\n'
+    parts = js(tmp_path, "highlight.js", f"m.highlight({json.dumps(code)}, 'py')")
+    assert "".join(text for _, text in parts) == code
+    assert ["com", '# "no"'] in parts and ["kw", "return"] in parts
+
+
+@needs_node
+def test_the_calculator_computes_and_says_what_it_cannot_read(tmp_path):
+    given = ["2+3*4", "-2^2", "(1+2)*sqrt(16)", "1/0", "process.exit()"]
+    call = "JSON.parse(m.runTool('calculate', JSON.stringify({expression: e})))"
+    results = js(tmp_path, "tools.js", f"{json.dumps(given)}.map(e => {call})")
+    assert [r.get("result") for r in results] == [14, -4, 12, None, None]
+    assert all("error" in r for r in results[3:])
+
+
+@needs_node
+def test_formulas_end_whatever_they_hold(tmp_path):
+    given = ["\\frac{1}{2}", "x}", "{" * 500, "\\begin{pmatrix}1&2\\\\3&4", "\\sqrt[3", "^", "\\left("]
+    trees = js(tmp_path, "math.js", f"{json.dumps(given)}.map(t => m.parseMath(t))")
+    assert all(tree["tag"] == "math" for tree in trees)
