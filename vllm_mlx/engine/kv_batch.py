@@ -74,8 +74,6 @@ class Frame:
 class AttentionRows:
     """Keys and values of all rows of one layer, planes [capacity_rows, heads, capacity_tokens, dim]."""
 
-    is_sliceable = True
-
     def __init__(self, like: AttentionRow) -> None:
         self._like = like
         self._keys: Planes = ()
@@ -177,7 +175,6 @@ class AttentionRows:
             for buffer, x in zip(buffers, new, strict=True)
         )
 
-
     def _made(self, buffers: Planes, like: Planes) -> Planes:
         """The buffers; made on first use."""
         return buffers or tuple(_empty_buffer(x, *self._capacity) for x in like)
@@ -194,8 +191,6 @@ class QuantizedAttentionRows(AttentionRows):
 
 class WindowRows:
     """The last `max_size` tokens of every row, each row a ring."""
-
-    is_sliceable = False
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
@@ -287,8 +282,6 @@ class WindowRows:
 
 class RecurrentRows:
     """State arrays of all rows in the model stack's own holder, batch first."""
-
-    is_sliceable = False
 
     def __init__(self, like: RecurrentRow) -> None:
         self.num_slots = like.num_slots

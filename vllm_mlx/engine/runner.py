@@ -163,6 +163,8 @@ class ModelRunner:
             self._batch.leave(sequence.id)
             if not len(self._batch):
                 self._batch = None
+        if not self._seats:
+            self._last = None  # it holds arrays, and nobody is left who could have a token pending in it
 
     def reset(self) -> None:
         """After a failed step nothing on the device is trusted; the scheduler has closed all rows."""
@@ -286,9 +288,7 @@ class ModelRunner:
     def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits [len(seats), V] of one forward over all rows of the batch."""
         if self._batch is None:
-            self._batch = DecodeBatch(
-                self._example, can_group=self.can_group, slack_tokens=self._slack_tokens
-            )
+            self._batch = DecodeBatch(self._example, can_group=self.can_group, slack_tokens=self._slack_tokens)
         batch = self._batch
         for seat in seats:
             if seat.cache is not None:
