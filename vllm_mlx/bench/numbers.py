@@ -23,35 +23,44 @@ BLOCK = 64
 # It takes longer than all others together, and its ratio leaves no doubt.
 NUM_ROUNDS_AS_INSTALLED = 2
 
-# (streams, requests, targets) of each round. One stream alone is asked several times: it is short, and so noisy.
-CASES: tuple[tuple[int, int, tuple[str, ...]], ...] = (
-    (1, 4, (OURS, ENGINE, SAME_BLAS)),
-    (16, 16, (OURS, SAME_BLAS, AS_INSTALLED)),
-    (32, 32, (OURS, ENGINE)),
+# (workload, streams, requests, targets) of each round. One stream alone is asked several times: it is short, and so
+# noisy. `short` is one burst of equal requests, `mixed` is traffic: long and short, coming and going.
+CASES: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
+    ("short", 1, 4, (OURS, ENGINE, SAME_BLAS)),
+    ("short", 16, 16, (OURS, SAME_BLAS, AS_INSTALLED)),
+    ("short", 32, 32, (OURS, ENGINE)),
+    ("mixed", 16, 48, (OURS, SAME_BLAS)),
 )
+MIXED_PROMPT_TOKENS = 400
 
 
 async def measure_numbers(targets: Mapping[str, Target], report: Report, *, num_rounds: int, max_tokens: int, seed: int
                   ) -> None:
     """Run all cases on the targets there are, and add the numbers they give to the report."""
     for round_number in range(num_rounds):
-        for case, (num_streams, num_requests, names) in enumerate(CASES):
+        for case, (workload, num_streams, num_requests, names) in enumerate(CASES):
             present = [targets[name] for name in names if name in targets]
             if round_number >= NUM_ROUNDS_AS_INSTALLED:
                 present = [target for target in present if target.name != AS_INSTALLED]
             order = present[round_number % len(present) :] + present[: round_number % len(present)]
             for target in order:
                 conversations = workloads.make(
-                    "short", num_requests, seed=seed + 100 * round_number + case, max_tokens=max_tokens
+                    workload,
+                    num_requests,
+                    seed=seed + 100 * round_number + case,
+                    max_tokens=max_tokens,
+                    prompt_tokens=MIXED_PROMPT_TOKENS,
                 )
                 summary = await measure(target, conversations, num_streams)
-                report.runs.append(Run(target.name, "short", num_streams, round_number, summary))
+                report.runs.append(Run(target.name, workload, num_streams, round_number, summary))
     if ENGINE in targets:
         for num_streams in (1, 32):
             name = "HTTP cost at 1 stream" if num_streams == 1 else f"HTTP cost at {num_streams} streams"
             add_ratio(report, name, ENGINE, OURS, num_streams, limit=10, as_cost=True)
     if SAME_BLAS in targets:
-        add_ratio(report, "16 streams, times mlx-lm on the same BLAS", OURS, SAME_BLAS, 16, limit=1.3)
+        for workload, what in (("short", "a burst"), ("mixed", "traffic")):
+            name = f"16 streams, {what}, times mlx-lm on the same BLAS"
+            add_ratio(report, name, OURS, SAME_BLAS, 16, limit=1.3, workload=workload)
         add_ratio(report, "1 stream, times mlx-lm on the same BLAS", OURS, SAME_BLAS, 1, limit=1.0)
     if AS_INSTALLED in targets:
         add_ratio(report, "16 streams, times mlx-lm as each installs", OURS, AS_INSTALLED, 16, limit=6)
@@ -61,10 +70,11 @@ async def measure_numbers(targets: Mapping[str, Target], report: Report, *, num_
 
 
 def add_ratio(
-    report: Report, name: str, first: str, second: str, num_streams: int, *, limit: float, as_cost: bool = False
-) -> None:
+    report: Report, name: str, first: str, second: str, num_streams: int, *, limit: float, as_cost: bool = False,
+    workload: str = "short",
+) -> None:  # fmt: skip
     """Median over the rounds of first / second; as a cost, the share (percent) that the second loses."""
-    pairs = [_rates(report, target, num_streams) for target in (first, second)]
+    pairs = [_rates(report, target, workload, num_streams) for target in (first, second)]
     ratios = [a / b for a, b in zip(*pairs, strict=False) if a and b]  # the installed mlx-lm has fewer rounds
     values = tuple(100 * (1 - 1 / ratio) for ratio in ratios) if as_cost else tuple(ratios)
     # Nothing measured is a number missed; the runs' own errors say why.
@@ -91,9 +101,9 @@ async def measure_reuse(target: HttpTarget, report: Report, *, seed: int, num_ro
                                  max(excess), BLOCK, at_least=False, rounds=tuple(excess)))  # fmt: skip
 
 
-def _rates(report: Report, target: str, num_streams: int) -> Sequence[float]:
+def _rates(report: Report, target: str, workload: str, num_streams: int) -> Sequence[float]:
     return [
         r.summary.tokens_per_s
         for r in sorted(report.runs, key=lambda r: r.round)
-        if (r.target, r.workload, r.num_streams) == (target, "short", num_streams)
+        if (r.target, r.workload, r.num_streams) == (target, workload, num_streams)
     ]
