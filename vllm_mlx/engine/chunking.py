@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from vllm_mlx.engine.step import StepPlan
 
 _FOLLOW = 0.3
+# Chunk beside running streams while the cost of a token is not known yet.
+_UNKNOWN_COST_BLOCKS = 8
 
 
 @dataclass
@@ -29,7 +31,7 @@ class StallBoundedChunk:
         if not num_decoding:
             return self.max_tokens
         if self.seconds_per_token is None:
-            return min(self.max_tokens, 2 * self.block_size)
+            return min(self.max_tokens, _UNKNOWN_COST_BLOCKS * self.block_size)
         fitting = int(max(self.target_s - self.decode_s, 0.0) / self.seconds_per_token)
         return max(self.block_size, min(self.max_tokens, fitting // self.block_size * self.block_size))
 
