@@ -143,6 +143,14 @@ async def test_a_job_runs_on_the_mlx_thread_between_two_steps() -> None:
         await stream.aclose()
 
 
+async def test_who_waited_for_a_job_sees_in_the_status_what_it_changed() -> None:
+    with running() as world:
+        await read(world.thread, request("r", 10))
+        assert world.thread.status.prefix_cache_bytes > 0
+        await world.thread.call(lambda: world.engine.scheduler.cache.clear())
+        assert world.thread.status.prefix_cache_bytes == 0
+
+
 async def test_a_job_that_raises_tells_only_who_asked() -> None:
     with running() as world:
         with pytest.raises(ZeroDivisionError):

@@ -196,9 +196,12 @@ class EngineThread:
             case Call(job, future):
                 if future.set_running_or_notify_cancel():
                     try:
-                        future.set_result(job())
+                        result = job()
                     except BaseException as error:  # belongs to whoever asked
                         future.set_exception(error)
+                    else:
+                        self._status = engine.status()  # who waited for the job sees what it changed
+                        future.set_result(result)
             case Stop():
                 engine.cancel_all()
                 return False
