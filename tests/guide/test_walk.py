@@ -189,7 +189,8 @@ def test_profile_c_answers_with_structured_tool_calls(profile):
 def test_profile_e_replays_finished_requests_and_reports_their_agreement(profile, tmp_path):
     server = profile("E")
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda c: chat(server, messages=[picture(tmp_path, c)], temperature=0.0), ("red", "blue", "green")))
+        colours = ("red", "blue", "green")
+        list(pool.map(lambda c: chat(server, messages=[picture(tmp_path, c)], temperature=0.0), colours))
     for _ in range(200):
         seen = httpx.get(f"{server.url}/health/diagnostics").json()["checks"]["batch_divergence"]["metadata"]
         if seen["sample_count"]:
