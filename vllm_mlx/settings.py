@@ -166,7 +166,7 @@ class CacheSettings:
         0.20, "Share of the memory available at start that the prefix cache may hold (at least 100 MiB).",
         "--cache-memory-percent", above=0, maximum=1)
     block_size: int = option(
-        64, "Tokens a block: the grain in which prefixes are shared.", "--paged-cache-block-size",
+        16, "Tokens a block: the grain in which prefixes are shared.", "--paged-cache-block-size",
         aliases=("--block-size",), minimum=8, maximum=4096)
     kv_bits: int | None = option(
         None, "Bits of quantised keys and values; otherwise they are not quantised.", "--kv-bits",

@@ -158,7 +158,7 @@ async def test_usage_parts_add_up_to_the_prompt():
     usage = GenerationUsage(1000, 7, num_cached_tokens=640)
     service = FakeGeneration(lambda r: says("x", end=finished(usage=usage)))
     for settings, created in (
-        (Settings(), 960 - 640),
+        (Settings().with_values(cache__block_size=64), 960 - 640),
         (Settings().with_values(cache__prefix_cache=False), 0),
     ):
         found = (await ask(service, body_of(), settings=settings)).json()["usage"]
