@@ -136,7 +136,7 @@ class DecodeBatch:
     @property
     def entries(self) -> list[Any]:
         """What the model is called with."""
-        if not self._can_group:
+        if len(self._groups) == 1:
             return self._groups[0].cache.entries
         return grouped_entries([group.cache for group in self._groups])
 

@@ -43,6 +43,7 @@ class ByGroup(nn.Module):
         super().__init__()
         self.inner = inner
         self._names = " ".join(names)  # a tuple would be taken for parameters
+        self._cache_at = names.index("cache")
 
     def __getattr__(self, name: str) -> Any:
         if name in self or "inner" not in self:
@@ -50,11 +51,12 @@ class ByGroup(nn.Module):
         return getattr(self["inner"], name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        given = dict(zip(self._names.split(), args, strict=False)) | kwargs
-        groups: Sequence[Group] | None = getattr(given["cache"], "groups", None)
+        cache = args[self._cache_at] if len(args) > self._cache_at else kwargs.get("cache")
+        groups: Sequence[Group] | None = getattr(cache, "groups", None)
         if groups is None:
             out: mx.array = self.inner(*args, **kwargs)
             return out
+        given = dict(zip(self._names.split(), args, strict=False)) | kwargs
         outs = []
         for group in groups:
             rows = slice(group.start, group.stop)
