@@ -111,7 +111,7 @@ class Scheduler:
         self._max_tokens_per_step = max_tokens_per_step
         self._chunk_sizer = chunk_sizer
         self._block_size = block_size
-        self._checkpoint_interval = checkpoint_interval
+        self._checkpoint_interval = checkpoint_interval // block_size * block_size
         self._atomic_spans = atomic_spans
         self._judge = judge
         self._arrivals = itertools.count()
