@@ -20,15 +20,32 @@ from vllm_mlx.errors import EngineError, Unavailable
 
 
 class Gate:
-    """Stands before each launch: closed, the MLX thread waits there; `waiting` tells that it does."""
+    """Stands before each launch: closed, the MLX thread waits there; `waiting` tells that it does.
+
+    The fake engine steps thousands of times while a loaded machine lets the test wait for its turn, so a test that acts
+    on a running request closes the gate after a few launches, acts, and opens it.
+    """
 
     def __init__(self) -> None:
         self.open = threading.Event()
         self.open.set()
         self.waiting = threading.Event()
         self.error: Exception | None = None
+        self._launches_left: int | None = None
+
+    def close_after(self, num_launches: int) -> None:
+        """Let so many launches pass. Call it before the first request."""
+        self._launches_left = num_launches
+
+    async def is_held(self) -> bool:
+        return await asyncio.to_thread(self.waiting.wait, 10)
 
     def __call__(self, where: str) -> None:
+        if where == "launch" and self._launches_left is not None:
+            self._launches_left -= 1
+            if self._launches_left < 0:
+                self.open.clear()
+                self._launches_left = None
         if not self.open.is_set():
             self.waiting.set()
             assert self.open.wait(10)
@@ -95,9 +112,12 @@ async def test_many_streams_get_their_own_answers_and_one_final_event_each() -> 
 
 async def test_leaving_a_stream_early_cancels_its_request() -> None:
     with running() as world:
+        world.gate.close_after(8)
         stream = world.thread.stream(request("r", 100_000))
         await anext(stream)
+        assert await world.gate.is_held()
         await stream.aclose()
+        world.gate.open.set()
         await world.thread.call(lambda: None)
         status = await world.thread.call(lambda: world.engine.status())
         assert status.num_running == 0 and status.kv_bytes == 0
@@ -105,9 +125,12 @@ async def test_leaving_a_stream_early_cancels_its_request() -> None:
 
 async def test_cancel_by_id_gives_the_stream_its_final_event() -> None:
     with running() as world:
+        world.gate.close_after(8)
         stream = world.thread.stream(request("r", 100_000))
         await anext(stream)
+        assert await world.gate.is_held()
         world.thread.cancel("r")
+        world.gate.open.set()
         rest = [event async for event in stream]
         assert finals(rest) == [FinishReason.CANCELLED]
 
@@ -124,20 +147,28 @@ async def test_a_cancel_posted_behind_its_submit_is_never_lost() -> None:
 
 async def test_a_second_stream_of_a_running_id_is_refused_and_the_first_goes_on() -> None:
     with running() as world:
+        world.gate.close_after(8)
         item = request("r", 40)
         stream = world.thread.stream(item)
         events = [await anext(stream)]
+        assert await world.gate.is_held()
         with pytest.raises(EngineError, match="running"):
             await anext(world.thread.stream(item))
+        world.gate.open.set()
         events += [event async for event in stream]
         assert tokens(events) == lone_run(item, is_hybrid=False)
 
 
 async def test_a_job_runs_on_the_mlx_thread_between_two_steps() -> None:
     with running() as world:
+        world.gate.close_after(8)
         stream = world.thread.stream(request("r", 100_000))
         await anext(stream)
-        name = await world.thread.call(lambda: threading.current_thread().name)
+        assert await world.gate.is_held()
+        job = world.thread.submit_job(lambda: threading.current_thread().name)
+        assert not job.done()  # the thread stands in a launch
+        world.gate.open.set()
+        name = await asyncio.wrap_future(job)
         before = (await anext(stream)).token_ids
         assert name == "mlx" and before
         await stream.aclose()
@@ -169,10 +200,13 @@ async def test_idle_moments_are_offered_again_after_each_message() -> None:
 
 async def test_stop_ends_the_thread_while_requests_are_pending_and_answers_them() -> None:
     with running(max_rows=1) as world:
+        world.gate.close_after(8)
         streams = [world.thread.stream(request(f"r{i}", 100_000)) for i in range(3)]
         await anext(streams[0])
         rest = [asyncio.create_task(anext(stream)) for stream in streams[1:]]
-        await asyncio.sleep(0)
+        assert await world.gate.is_held()
+        assert not await asyncio.to_thread(world.thread.stop, 0.01)  # posted, while a launch is held
+        world.gate.open.set()
         assert await asyncio.to_thread(world.thread.stop, 10)
         assert not world.thread.is_alive
         events = [event async for event in streams[0]]
@@ -185,7 +219,7 @@ async def test_a_thread_stuck_in_a_step_is_said_to_be() -> None:
     with running() as world:
         world.gate.open.clear()
         reading = asyncio.create_task(read(world.thread, request("r", 5)))
-        assert await asyncio.to_thread(world.gate.waiting.wait, 10)
+        assert await world.gate.is_held()
         assert not world.thread.stop(0.01)
         world.gate.open.set()
         assert len(finals(await reading)) == 1
@@ -204,7 +238,7 @@ async def test_jobs_queued_behind_stop_are_answered() -> None:
     with running() as world:
         world.gate.open.clear()
         reading = asyncio.create_task(read(world.thread, request("r", 5)))
-        assert await asyncio.to_thread(world.gate.waiting.wait, 10)
+        assert await world.gate.is_held()
         stopping = asyncio.create_task(asyncio.to_thread(world.thread.stop, 10))
         await asyncio.sleep(0.05)  # let Stop reach the inbox first; either order must be answered
         late = world.thread.submit_job(lambda: "done")
