@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.request import Prompt, Request
 from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
 from vllm_mlx.engine.step import FinishReason, TokenEvent
-from vllm_mlx.engine.thread import EngineThread
+from vllm_mlx.engine.thread import EngineThread, MlxThread
 from vllm_mlx.errors import EngineError, Unavailable
 
 
@@ -54,10 +56,10 @@ class Gate:
 
 
 class World:
-    def __init__(self, *, max_rows: int = 8) -> None:
+    def __init__(self, *, max_rows: int = 8, thread: MlxThread | None = None) -> None:
         self.gate = Gate()
         self.max_rows = max_rows
-        self.thread = EngineThread(self.build)
+        self.thread = EngineThread(self.build, thread)
         self.engine: Engine | None = None
 
     def build(self, publish: Publish) -> Engine:
@@ -308,3 +310,63 @@ def test_streams_of_two_event_loops_do_not_meet() -> None:
             item.join(10)
     for number in range(4):
         assert found[number] == lone_run(request("x", 9, range(number, number + 9)), is_hybrid=False)
+
+
+# ── several engines on one thread ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_engines_on_one_thread_answer_at_once_and_are_not_mixed_up() -> None:
+    shared = MlxThread()
+    with running(thread=shared) as one, running(thread=shared) as two:
+        items = [request(f"r{i}", 20, range(i, i + 12)) for i in range(6)]
+        worlds = [one, two] * 3
+        answers = await asyncio.gather(*(read(w.thread, item) for w, item in zip(worlds, items, strict=True)))
+        assert await one.thread.call(threading.get_ident) == await two.thread.call(threading.get_ident)
+    for item, events in zip(items, answers, strict=True):
+        assert tokens(events) == lone_run(item, is_hybrid=False)
+
+
+async def test_engines_step_in_turns_and_know_how_many_rows_the_others_decode() -> None:
+    shared = MlxThread()
+    steps: list[str] = []
+    with running(thread=shared) as one, running(thread=shared) as two:
+        heard: list[int] = []
+        await two.thread.call(lambda: two.engine.on_sharing.append(heard.append))
+        one.gate.close_after(3)
+        first = asyncio.create_task(read(one.thread, request("a", 30)))
+        assert await one.gate.is_held()
+        second = asyncio.create_task(read(two.thread, request("b", 30)))
+        for name, world in (("one", one), ("two", two)):
+            world.engine.before_plan.append(lambda now, name=name: steps.append(name))
+        await asyncio.sleep(0)  # the second request is in the inbox before the first engine goes on
+        one.gate.open.set()
+        await asyncio.gather(first, second)
+    both = steps[: 2 * min(steps.count("one"), steps.count("two")) - 4]
+    assert len(both) > 20 and all(a != b for a, b in zip(both, both[1:], strict=False))
+    assert 1 in heard and set(heard) <= {0, 1}
+
+
+async def test_the_end_of_one_engine_leaves_the_others_running_and_the_thread_takes_new_ones() -> None:
+    shared = MlxThread()
+    with running(thread=shared) as one:
+        with running(thread=shared) as two:
+            two.engine.before_plan.append(lambda now: 1 // 0)
+            assert finals(await read(two.thread, request("b"))) == [FinishReason.ERROR]
+            with pytest.raises(Unavailable):
+                await two.thread.call(lambda: None)
+            assert finals(await read(one.thread, request("a"))) == [FinishReason.LENGTH]
+        with running(thread=shared) as three:
+            assert finals(await read(three.thread, request("c"))) == [FinishReason.LENGTH]
+        assert finals(await read(one.thread, request("d"))) == [FinishReason.LENGTH]
+    with running(thread=shared) as later:  # the thread had ended with its last engine
+        assert finals(await read(later.thread, request("e"))) == [FinishReason.LENGTH]
+
+
+async def test_an_ended_engine_lets_go_of_what_it_held() -> None:
+    with running(thread=MlxThread()) as world:
+        await read(world.thread, request("a"))
+        engine = weakref.ref(world.engine)
+        world.engine = None
+        assert world.thread.stop(10)
+        gc.collect()
+        assert engine() is None

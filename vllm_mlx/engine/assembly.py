@@ -93,4 +93,5 @@ def build_engine(
     )
     engine = Engine(scheduler, runner, publish)
     engine.on_step.append(sizer.observe)
+    engine.on_sharing.append(sizer.share)
     return engine

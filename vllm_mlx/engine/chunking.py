@@ -18,22 +18,29 @@ _UNKNOWN_COST_BLOCKS = 8
 
 @dataclass
 class StallBoundedChunk:
-    """`target_s`: longest gap between a running stream's tokens that a chunk may cause."""
+    """`target_s`: longest gap between a running stream's tokens that a chunk may cause.
+
+    `num_decoding_elsewhere`: rows of other engines on the same thread, which wait for this engine's steps too.
+    """
 
     target_s: float
     max_tokens: int
     block_size: int
+    num_decoding_elsewhere: int = 0
     decode_s: float = 0.0
     seconds_per_token: float | None = None
 
     def limit(self, num_decoding: int, context: int) -> int:
         """Prompt tokens the next step may compute; a whole number of blocks, at least one."""
-        if not num_decoding:
+        if not num_decoding and not self.num_decoding_elsewhere:
             return self.max_tokens
         if self.seconds_per_token is None:
             return min(self.max_tokens, _UNKNOWN_COST_BLOCKS * self.block_size)
         fitting = int(max(self.target_s - self.decode_s, 0.0) / self.seconds_per_token)
         return max(self.block_size, min(self.max_tokens, fitting // self.block_size * self.block_size))
+
+    def share(self, num_decoding_elsewhere: int) -> None:
+        self.num_decoding_elsewhere = num_decoding_elsewhere
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a finished step; only steps that decoded something are timed to their end."""

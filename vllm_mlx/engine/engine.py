@@ -75,7 +75,8 @@ class Engine:
 
     `before_plan` are called with the time before each plan and may change limits or cancel; `on_finished` are told of
     each ended sequence, `on_step` of each collected step with the seconds since the one before; `on_idle` when there is
-    nothing to do, and say whether there now is. `reports` add to `EngineStatus.extra`.
+    nothing to do, and say whether there now is; `on_sharing` hear before each step how many rows the thread's other
+    engines decode. `reports` add to `EngineStatus.extra`.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Engine:
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
         self.on_idle: list[Callable[[], bool]] = []
+        self.on_sharing: list[Callable[[int], None]] = []
         self.reports: list[Callable[[], Mapping[str, object]]] = [runner.metrics]
 
     # ── what the inbox may ask ──────────────────────────────────────────────────────────────────────────────────
@@ -129,6 +131,15 @@ class Engine:
     def idle(self) -> bool:
         """Offer an idle moment to who wants one (probes); True when there is now work to do."""
         return any(callback() for callback in self.on_idle)
+
+    @property
+    def num_decoding(self) -> int:
+        return sum(not sequence.is_prefilling for sequence in self.scheduler.running.values())
+
+    def share_thread(self, num_decoding_elsewhere: int) -> None:
+        """Other engines step between two steps of this one, and decode so many rows."""
+        for callback in self.on_sharing:
+            callback(num_decoding_elsewhere)
 
     def now(self) -> float:
         return self._clock()

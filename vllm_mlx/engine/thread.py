@@ -1,8 +1,11 @@
 """The MLX thread: the only file that knows both threads. Everything MLX is made, used and dropped on it.
 
     asyncio thread                         MLX thread
-    stream()/cancel()/call() ── inbox ──►  drain ► Engine.step ► ...
+    stream()/cancel()/call() ── inbox ──►  drain ► one Engine.step of each engine that has work ► ...
     mailbox of each request  ◄── one call_soon_threadsafe a step ── publish
+
+`MlxThread` is the thread, with one inbox. `EngineThread` is one engine on it, as the other threads see it; by default
+it has the thread to itself, and several may share one: they then step in turns.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """Build the engine and take it into the turns."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     request: Request
 
@@ -47,10 +55,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the thread; running requests get a final event first."""
+    """End the engine; running requests get a final event first."""
 
 
-Message = Submit | Cancel | Call | Stop
+Message = Open | Submit | Cancel | Call | Stop
 
 
 @dataclass(eq=False)
@@ -72,35 +80,98 @@ class Mailbox:
         return self.events.popleft()
 
 
-class EngineThread:
-    """Runs one engine. `build` is called on the thread and gives the engine; it may take long and may raise.
+class MlxThread:
+    """Runs engines in turns, for as long as there is one: it starts with the first and ends with the last.
 
-    When there is nothing to do, the engine's `idle` is called once, and again after each message: who wants it called
+    When there is nothing to do, the engines' `idle` is called once, and again after each message: who wants it called
     later sends an empty job.
     """
 
-    def __init__(self, build: Callable[[Publish], Engine]) -> None:
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[tuple[EngineThread, Message]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._num_engines = 0  # opened and not ended; under the lock
+
+    # ── from any thread ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self, engine: EngineThread) -> None:
+        """Take an engine; it is built on the thread."""
+        with self._lock:
+            self._num_engines += 1
+            self._inbox.put((engine, Open()))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+                self._thread.start()
+
+    def put(self, engine: EngineThread, message: Message) -> bool:
+        """Send a message. False if there is no thread any more that could answer it."""
+        with self._lock:
+            if self._thread is not None:
+                self._inbox.put((engine, message))
+            return self._thread is not None
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to be over, unless it still has an engine."""
+        with self._lock:
+            thread = self._thread if self._num_engines == 0 else None
+        if thread is not None:
+            thread.join(timeout_s)
+
+    # ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        engines: list[EngineThread] = []
+        while True:
+            if not any([engine.has_work for engine in engines]) and self._inbox.empty():
+                if not any([engine.idle() for engine in engines]):
+                    self._take(engines)
+            while not self._inbox.empty():
+                self._take(engines)
+            for engine in engines:
+                engine.turn(sum(other.num_decoding for other in engines if other is not engine))
+            ended = [engine for engine in engines if engine.has_ended]
+            engines = [engine for engine in engines if not engine.has_ended]
+            with self._lock:
+                self._num_engines -= len(ended)
+                if self._num_engines == 0 and self._inbox.empty():
+                    self._thread = None
+                    return
+
+    def _take(self, engines: list[EngineThread]) -> None:
+        engine, message = self._inbox.get()
+        if isinstance(message, Open):
+            engines.append(engine)
+        engine.handle(message)
+
+
+class EngineThread:
+    """One engine on an MLX thread. `build` is called there and gives the engine; it may take long and may raise."""
+
+    def __init__(self, build: Callable[[Publish], Engine], thread: MlxThread | None = None) -> None:
         self._build = build
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._thread = thread or MlxThread()
+        self._engine: Engine | None = None  # MLX thread only
         self._mailboxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._status = EngineStatus(is_healthy=False, failure="the model is loading")
         self._ready: Future[None] = Future()
-        self._is_stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self._ended = threading.Event()
 
     # ── from any thread ─────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> Future[None]:
-        """Start the thread; the future is done when the engine is built, or holds why it could not be."""
-        self._thread.start()
+        """Start the engine; the future is done when it is built, or holds why it could not be."""
+        self._thread.open(self)
         return self._ready
 
     def stop(self, timeout_s: float = 5.0) -> bool:
-        """End all requests and the thread. False if it is still busy after `timeout_s` (it is a daemon thread)."""
-        self._inbox.put(Stop())
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        """End all requests and the engine. False if it is still busy after `timeout_s` (the thread is a daemon)."""
+        self._thread.put(self, Stop())
+        is_over = self._ended.wait(timeout_s)
+        if is_over:
+            self._thread.join(timeout_s)
+        return is_over
 
     @property
     def status(self) -> EngineStatus:
@@ -108,19 +179,17 @@ class EngineThread:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_stopped.is_set()
+        return self._ready.done() and not self._ended.is_set()
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step boundary; unknown and finished ids are ignored."""
-        self._inbox.put(Cancel(request_id))
+        self._thread.put(self, Cancel(request_id))
 
     def submit_job(self, job: Callable[[], T]) -> Future[T]:
         """Run `job` on the MLX thread between two steps."""
         future: Future[T] = Future()
-        if self._is_stopped.is_set():
+        if not self._thread.put(self, Call(job, future)):
             future.set_exception(Unavailable("the engine has stopped"))
-        else:
-            self._inbox.put(Call(job, future))
         return future
 
     # ── from an event loop ──────────────────────────────────────────────────────────────────────────────────────
@@ -131,8 +200,6 @@ class EngineThread:
 
     async def stream(self, request: Request) -> AsyncIterator[TokenEvent]:
         """Submit and yield the request's events; the last has a finish reason. Leaving early cancels the request."""
-        if self._is_stopped.is_set():
-            raise Unavailable("the engine has stopped")
         mailbox = Mailbox(asyncio.get_running_loop())
         with self._lock:
             if request.id in self._mailboxes:
@@ -140,8 +207,7 @@ class EngineThread:
             self._mailboxes[request.id] = mailbox
         is_finished = False
         try:
-            self._inbox.put(Submit(request))
-            if self._is_stopped.is_set():  # stopped since the first look: nobody may be reading the inbox any more
+            if self._ended.is_set() or not self._thread.put(self, Submit(request)):
                 raise Unavailable("the engine has stopped")
             while not is_finished:
                 event = await mailbox.get()
@@ -155,57 +221,86 @@ class EngineThread:
 
     # ── on the MLX thread ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _run(self) -> None:
+    @property
+    def has_work(self) -> bool:
+        return self._engine is not None and self._engine.has_work
+
+    @property
+    def num_decoding(self) -> int:
+        return self._engine.num_decoding if self._engine is not None else 0
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    def idle(self) -> bool:
+        return self._engine is not None and self._engine.idle()
+
+    def turn(self, num_decoding_elsewhere: int) -> None:
+        """One step, if there is anything to do. The thread's other engines decode so many rows between two steps."""
+        engine = self._engine
+        if engine is None or not engine.has_work:
+            return
         try:
-            engine = self._build(self._deliver)
+            engine.share_thread(num_decoding_elsewhere)
+            engine.step()
+        except Exception as error:  # a fault of the loop itself: nobody may be left waiting
+            self._fail(error)
+
+    def handle(self, message: Message) -> None:
+        """Do what a message asks; after the engine's end, answer that there is none."""
+        if isinstance(message, Open):
+            self._open()
+        elif self._engine is None:
+            self._refuse(message)
+        elif isinstance(message, Call):
+            self._call(self._engine, message)
+        else:
+            try:
+                match message:
+                    case Submit(request):
+                        self._engine.submit(request)
+                    case Cancel(request_id):
+                        self._engine.cancel(request_id)
+                    case Stop():
+                        self._engine.cancel_all()
+                        self._end()
+            except Exception as error:  # a fault of the loop itself
+                self._fail(error)
+
+    def _open(self) -> None:
+        try:
+            self._engine = self._build(self._deliver)
         except BaseException as error:  # handed to whoever waits for the start
-            self._is_stopped.set()
             self._status = EngineStatus(is_healthy=False, failure=str(error))
+            self._ended.set()
             self._ready.set_exception(error)
             return
-        self._status = engine.status()
+        self._status = self._engine.status()
         self._ready.set_result(None)
+
+    def _call(self, engine: Engine, message: Call) -> None:
+        if not message.future.set_running_or_notify_cancel():
+            return
         try:
-            while self._turn(engine):
-                pass
-        except Exception as error:  # a fault of the loop itself: nobody may be left waiting
-            log.exception("the engine loop ended")
-            self._status = EngineStatus(is_healthy=False, failure=f"{type(error).__name__}: {error}")
-        finally:
-            self._is_stopped.set()
-            self._end_all(engine)
+            result = message.job()
+        except BaseException as error:  # belongs to whoever asked
+            message.future.set_exception(error)
+        else:
+            self._status = engine.status()  # who waited for the job sees what it changed
+            message.future.set_result(result)
 
-    def _turn(self, engine: Engine) -> bool:
-        """Handle the inbox, then step; sleeps on the inbox when there is nothing to do. False after Stop."""
-        if not engine.has_work and self._inbox.empty() and not engine.idle():
-            if not self._handle(engine, self._inbox.get()):
-                return False
-        while not self._inbox.empty():
-            if not self._handle(engine, self._inbox.get()):
-                return False
-        if engine.has_work:
-            engine.step()
-        return True
-
-    def _handle(self, engine: Engine, message: Message) -> bool:
+    def _refuse(self, message: Message) -> None:
         match message:
-            case Submit(request):
-                engine.submit(request)
-            case Cancel(request_id):
-                engine.cancel(request_id)
-            case Call(job, future):
+            case Call(_, future):
                 if future.set_running_or_notify_cancel():
-                    try:
-                        result = job()
-                    except BaseException as error:  # belongs to whoever asked
-                        future.set_exception(error)
-                    else:
-                        self._status = engine.status()  # who waited for the job sees what it changed
-                        future.set_result(result)
-            case Stop():
-                engine.cancel_all()
-                return False
-        return True
+                    future.set_exception(Unavailable("the engine has stopped"))
+            case Submit(request):
+                detail = self._status.failure or "the engine has stopped"
+                refusal = TokenEvent(request.id, finish_reason=FinishReason.ERROR, detail=detail)
+                self._deliver([refusal], self._status)
+            case _:
+                pass
 
     def _deliver(self, events: list[TokenEvent], status: EngineStatus) -> None:
         """All events of a step, with one wake-up for each event loop that reads any."""
@@ -221,18 +316,19 @@ class EngineThread:
             with contextlib.suppress(RuntimeError):  # the loop was closed: its readers are gone
                 loop.call_soon_threadsafe(_put_all, mail)
 
-    def _end_all(self, engine: Engine) -> None:
-        """After the loop: every message and every reader still waiting is answered."""
-        while not self._inbox.empty():
-            match self._inbox.get():
-                case Call(_, future):
-                    future.set_exception(Unavailable("the engine has stopped"))
-                case _:
-                    pass
+    def _fail(self, error: Exception) -> None:
+        log.exception("the engine loop ended")
+        self._status = EngineStatus(is_healthy=False, failure=f"{type(error).__name__}: {error}")
+        self._end()
+
+    def _end(self) -> None:
+        """Let the engine go; every reader still waiting gets a final event."""
+        self._engine = None
         detail = self._status.failure or "the server is shutting down"
         with self._lock:
             left = list(self._mailboxes)
         last = [TokenEvent(request_id, finish_reason=FinishReason.ERROR, detail=detail) for request_id in left]
+        self._ended.set()
         self._deliver(last, EngineStatus(is_healthy=False, failure=detail))
 
 
