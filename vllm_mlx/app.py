@@ -23,7 +23,9 @@ from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.auth import Authentication
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
-from vllm_mlx.api.openai import chat, completions, models, schemas, tokenize
+from vllm_mlx.api.openai import chat, completions, models, responses, schemas, tokenize
+from vllm_mlx.api.openai.response_store import ResponseStore
+from vllm_mlx.api.openai.responses_schemas import InputTokensRequest, ResponsesRequest
 from vllm_mlx.backend import Backend, check_formats
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
@@ -34,6 +36,7 @@ from vllm_mlx.settings import ServerSettings, Settings, is_loopback
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
     models.router,
     tokenize.router,
     messages.router,
@@ -46,6 +49,8 @@ ROUTERS = (
 WIRE_TYPES = (
     schemas.ChatCompletionRequest,
     schemas.CompletionRequest,
+    ResponsesRequest,
+    InputTokensRequest,
     schemas.TokenizeRequest,
     schemas.DetokenizeRequest,
     MessagesRequest,
@@ -104,7 +109,13 @@ def serve(settings: Settings) -> int:
     check_formats(settings)
     server = settings.server
     logs.configure(server.log_level, server.log_format)
-    context = ServerContext(settings=settings, notes=notes, api_keys=read_api_keys(server), phase=Phase.LOADING)
+    context = ServerContext(
+        settings=settings,
+        notes=notes,
+        api_keys=read_api_keys(server),
+        phase=Phase.LOADING,
+        responses=ResponseStore(server.response_store, max_responses=server.max_stored_responses),
+    )
     context.metrics.add_gauges(lambda: gauges.read(context))
     listener = bind(server)
     http = make_http_server(build_app(context), server)

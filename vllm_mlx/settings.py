@@ -79,6 +79,12 @@ class ServerSettings:
     model_alias: tuple[str, ...] = option(
         (), "Also answer requests for NAME, with TARGET (the served model or \"default\"). May be repeated.",
         "--model-alias", metavar="NAME=TARGET")
+    response_store: str | None = option(
+        None, "SQLite file that keeps the answers of /v1/responses across restarts; otherwise they are kept in memory.",
+        "--response-store", metavar="FILE")
+    max_stored_responses: int = option(
+        1000, "Answers of /v1/responses kept for `previous_response_id` and retrieval, the least used forgotten first; "
+        "0 keeps none.", "--max-stored-responses", minimum=0)
     cors_origin: tuple[str, ...] = option(
         (), "Browser origin that may call the API, or `*`. May be repeated.", "--cors-origin", metavar="ORIGIN")
     max_body_mb: float = option(64.0, "Largest request body, in MiB.", "--max-body-mb", above=0)

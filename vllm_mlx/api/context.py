@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 
 from vllm_mlx.api.live import LiveRequests
+from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.errors import Unavailable
 from vllm_mlx.generation.events import OutputEvent
@@ -110,6 +111,7 @@ class ServerContext:
     failure: str | None = None
     live: LiveRequests = field(default_factory=LiveRequests)
     metrics: Metrics = field(default_factory=Metrics)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     started: float = field(default_factory=time.monotonic)
 
     def require_service(self) -> Generation:

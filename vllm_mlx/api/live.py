@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """One HTTP request and the generations (`generation_ids`) it waits for."""
+    """One HTTP request and the generations (`generation_ids`) it waits for.
+
+    `owner` may see it; `session` is the agent's own name of its conversation; `snapshot` gives the answer so far.
+    """
 
     id: str
     request_id: str
@@ -19,6 +23,9 @@ class LiveRequest:
     is_stream: bool
     generation_ids: tuple[str, ...]
     client: str = ""
+    owner: str = ""
+    session: str = ""
+    snapshot: Callable[[], dict[str, Any]] | None = None
     started: float = field(default_factory=time.monotonic)
     cancelled_by_client: bool = False
 

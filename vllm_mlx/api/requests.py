@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ class Job:
     model: ServedModel
     requests: Sequence[GenerationRequest]
     is_stream: bool
+    owner: str = ""
+    snapshot: Callable[[], dict[str, Any]] | None = None
 
 
 async def run_stream(context: ServerContext, http: Request, job: Job, renderer: Renderer) -> Response:
@@ -108,6 +110,8 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         is_stream=job.is_stream,
         generation_ids=tuple(request.id for request in job.requests),
         client=caller_of(http).name,
+        owner=job.owner,
+        snapshot=job.snapshot,
     )
     service = context.require_service()
     return await open_choices(service, job.requests, live=context.live, entry=entry, metrics=context.metrics)
