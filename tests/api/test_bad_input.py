@@ -160,6 +160,15 @@ WRONG_CHAT_FIELDS = [
 ]  # fmt: skip
 
 
+async def test_what_nests_too_deeply_is_named_by_its_path():
+    schema = {"type": "string"}
+    for _ in range(200):
+        schema = {"type": "array", "items": schema}
+    shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    response = await post(CHAT, chat_body(response_format=shape))
+    assert_openai_error(response, 400, "response_format.json_schema.schema.items")
+
+
 @pytest.mark.parametrize(("field", "value", "param"), WRONG_CHAT_FIELDS)
 async def test_each_wrong_chat_field_is_a_400_that_names_it(field, value, param):
     service = FakeGeneration()

@@ -167,6 +167,22 @@ async def test_repetition_is_told_as_the_guide_says():
     assert choice["stop_reason"] == "repetition_detected" and choice["stop_reason_detail"] == "single_token_run"
 
 
+async def test_a_document_or_call_that_was_cut_does_not_pass_for_a_whole_one():
+    for reason in ("repetition", "length"):
+        service = FakeGeneration(lambda r, reason=reason: says("x", end=finished(reason, is_cut=True)))
+        assert (await ask(service, chat_body())).json()["choices"][0]["finish_reason"] == "length"
+        last = sse_payloads((await ask(service, chat_body(stream=True))).text)[-1]
+        assert last["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(("effort", "enabled"), [("none", False), ("low", True), ("high", True), (None, None)])
+async def test_an_effort_says_whether_there_is_reasoning(effort, enabled):
+    service = FakeGeneration()
+    await ask(service, chat_body(reasoning_effort=effort))
+    await ask(service, chat_body(reasoning_effort=effort, enable_thinking=False))
+    assert [r.reasoning.enabled for r in service.requests] == [enabled, False]
+
+
 async def test_every_field_reaches_the_generation_request():
     service = FakeGeneration()
     body = chat_body(

@@ -144,6 +144,7 @@ async def test_tool_use_carries_its_input_and_stop_reason():
         (finished("stop", stop_sequence="END"), "stop_sequence", "END"),
         (finished("length"), "max_tokens", None),
         (finished("repetition", detail="pattern_loop_len_2"), "end_turn", None),
+        (finished("repetition", is_cut=True), "max_tokens", None),
     ],
 )
 async def test_stop_reasons_are_translated(end, reason, sequence):

@@ -101,11 +101,11 @@ def test_bits_of_a_mask() -> None:
 # -- after the reasoning ----------------------------------------------------------------------------------------------
 
 
-def test_everything_is_allowed_until_the_reasoning_ends() -> None:
+def test_everything_but_the_end_is_allowed_until_the_reasoning_ends() -> None:
     constraint = grammar("ab", ReasoningTokens((OPEN,), (CLOSE,), starts_open=True))
     assert isinstance(constraint, AfterReasoning)
     for token in ids("hm, ab?"):
-        assert constraint.allowed() is None and not constraint.is_finished
+        assert set(range(VOCAB)) - allowed_ids(constraint) == {EOS_ID} and not constraint.is_finished
         constraint.accept(token)
     constraint.accept(CLOSE)
     assert allowed_ids(constraint) == set(ids("a"))
@@ -119,8 +119,13 @@ def test_a_model_may_open_its_reasoning_or_answer_at_once() -> None:
     assert takes(at_once, ids("ab")) and at_once.is_finished
     thinking = grammar("ab", reasoning)
     thinking.accept(OPEN)
-    assert thinking.allowed() is None
+    assert {*ids("so?"), CLOSE} <= allowed_ids(thinking)
     assert takes(thinking, [*ids("so?"), CLOSE, *ids("ab")]) and thinking.is_finished
+
+
+def test_an_answer_may_end_in_its_reasoning_where_an_empty_one_is_of_the_shape() -> None:
+    constraint = grammar("(ab)?", ReasoningTokens((OPEN,), (CLOSE,), starts_open=True))
+    assert constraint.allowed() is None
 
 
 def test_a_start_marker_of_several_tokens_shares_its_beginning_with_the_grammar() -> None:
@@ -175,6 +180,13 @@ def test_the_cap_waits_for_reasoning_that_the_model_opens() -> None:
 def test_a_cap_of_zero_closes_at_once() -> None:
     tracker = ThinkingTracker(ThinkingBudget(0, (OPEN,), (CLOSE,), (CLOSE,), starts_open=True))
     assert run(tracker, ids("ab")) == [CLOSE, *ids("ab")] and tracker.num_reasoning == 0
+
+
+def test_words_before_the_forced_marker_are_left_out_where_the_cap_has_no_room_for_them() -> None:
+    forced = (*ids("\nDone."), CLOSE, *ids("\n"))
+    tracker = ThinkingTracker(ThinkingBudget(5, (OPEN,), (CLOSE,), forced, starts_open=True))
+    assert run(tracker, ids("abcdefgh")) == [*ids("abcde"), CLOSE, *ids("\nfgh")]
+    assert tracker.num_reasoning == 5
 
 
 def test_words_before_the_forced_marker_count_as_reasoning() -> None:
@@ -249,7 +261,7 @@ def test_a_forced_token_wins_over_the_grammar_which_then_begins() -> None:
     budget = ThinkingBudget(1, (OPEN,), (CLOSE,), (CLOSE,), starts_open=True)
     reasoning = ReasoningTokens((OPEN,), (CLOSE,), starts_open=True)
     guide = Guide.of(request(make_constraint=lambda: grammar("ab", reasoning), thinking=budget))
-    assert guide is not None and guide.forced() is None and guide.mask() is None
+    assert guide is not None and guide.forced() is None and is_allowed(guide.mask(), ids("z")[0])
     guide.accept(ids("x")[0])
     assert guide.forced() == CLOSE and guide.mask() is None
     guide.accept(CLOSE)

@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from tests.fakes import MARKERS, SPECIAL_TOKENS, ByteTokenizer, FakeEngine, fake_service
 from tests.grammars import takes
+from vllm_mlx.engine.step import FinishReason
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.detokenizer import byte_alphabet
 from vllm_mlx.generation.events import collect
@@ -154,3 +155,25 @@ async def test_the_end_is_ignored_when_asked_unless_a_grammar_ends_the_answer(gr
         engine = FakeEngine()
         await collect(fake_service(engine, grammar=grammar).generate(ask(**fields)))
         assert engine.requests[0].stop_token_ids == expected
+
+
+async def test_a_shaped_answer_that_something_else_ended_is_cut(grammar):
+    wanted = OutputFormat("json_schema", SCHEMA)
+    off = ReasoningOptions(enabled=False)
+    for ends_with, fields, is_cut in (
+        (FinishReason.REPETITION, {"output_format": wanted}, True),
+        (FinishReason.LENGTH, {"output_format": wanted}, True),
+        (FinishReason.STOP, {"output_format": wanted}, False),
+        (FinishReason.REPETITION, {}, False),
+    ):
+        engine = FakeEngine(reply='{"city"', ends_with=ends_with)
+        message = await collect(fake_service(engine, grammar=grammar).generate(ask(reasoning=off, **fields)))
+        assert message.finished.is_cut is is_cut
+
+
+async def test_an_answer_that_ends_within_a_call_is_cut(grammar):
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bo'
+    loose = (Tool("weather", "Says it.", SCHEMA),)
+    engine = FakeEngine(reply=call, ends_with=FinishReason.REPETITION)
+    message = await collect(fake_service(engine, grammar=grammar).generate(ask(tools=loose)))
+    assert message.tool_calls[0].name == "weather" and message.finished.is_cut

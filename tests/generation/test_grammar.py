@@ -79,7 +79,7 @@ def test_a_grammar_that_cannot_be_read_is_refused_with_its_field(
     compiler: GrammarCompiler, kind: str, value: Any
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        compiler.output_format(OutputFormat(kind, value), param="structured_outputs.regex")
+        compiler.output_format(OutputFormat(kind, value, param="structured_outputs.regex"))
     assert refused.value.param == "structured_outputs.regex"
     assert len(str(refused.value)) < 500
 

@@ -237,7 +237,7 @@ def test_what_cannot_be_enforced_is_refused_by_name(
     compiler: GrammarCompiler, schema: dict[str, Any], keyword: str, path: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        compiler.output_format(OutputFormat("json_schema", schema), param="response_format.json_schema.schema")
+        compiler.output_format(OutputFormat("json_schema", schema, param="response_format.json_schema.schema"))
     assert f"'{keyword}'" in str(refused.value) and path in str(refused.value)
     assert refused.value.param == "response_format.json_schema.schema"
     assert refused.value.code == "unsupported_schema_keyword"
@@ -267,6 +267,20 @@ def test_unknown_formats_are_annotations_and_noted(compiler: GrammarCompiler) ->
     assert notes == ("format 'color' at properties.format is not enforced",)
     assert schema["properties"]["format"]["format"] == "color"  # type: ignore[index]
     assert compiler.output_format(OutputFormat("json_schema", schema)).notes == notes
+
+
+def test_integers_have_sixty_four_bits_where_the_schema_does_not_say(compiler: GrammarCompiler) -> None:
+    def takes_number(schema: dict[str, Any], text: str) -> bool:
+        constraint = compiler.output_format(OutputFormat("json_schema", schema)).make()
+        return takes(constraint, [*ids_of(TOKENIZER, text), TOKENIZER.token_to_id(EOS)])
+
+    most, more = str(2**63 - 1), str(2**63)
+    for schema in ({"type": "integer"}, {"type": ["integer", "null"]}, {"type": "integer", "minimum": 0}):
+        assert takes_number(schema, most) and not takes_number(schema, more)
+    for schema in ({"type": "integer"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}):
+        assert takes_number(schema, str(-(2**63 - 1024))) and not takes_number(schema, "-" + more + "0")
+    assert takes_number({"type": ["integer", "number"]}, more)
+    assert takes_number({"oneOf": [{"type": "integer"}, {"type": "null"}]}, more)
 
 
 def test_clients_cannot_set_the_compilers_own_options() -> None:

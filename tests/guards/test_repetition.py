@@ -10,8 +10,11 @@ import pytest
 from vllm_mlx.guards.repetition import POLICIES, WINDOW, RepetitionJudge, find_loop
 
 
-def sequence(completion: list[int], *, policy: str = "safe", prompt: int = 5, max_tokens: int = 100) -> SimpleNamespace:
-    request = SimpleNamespace(repetition_policy=policy, max_tokens=max_tokens)
+def sequence(
+    completion: list[int], *, policy: str = "safe", prompt: int = 5, max_tokens: int = 100, is_shaped: bool = False
+) -> SimpleNamespace:
+    make_constraint = object if is_shaped else None
+    request = SimpleNamespace(repetition_policy=policy, max_tokens=max_tokens, make_constraint=make_constraint)
     return SimpleNamespace(
         request=request, tokens=[7] * prompt + completion, num_completion_tokens=len(completion)
     )
@@ -50,6 +53,15 @@ def test_tokens_of_the_prompt_do_not_count() -> None:
     judge = RepetitionJudge()
     assert judge(sequence([7] * 7, prompt=50)) is None
     assert judge(sequence([7] * 8, prompt=50)) == "single_token_run"
+
+
+@pytest.mark.parametrize(
+    ("stream", "length", "loop"), [([9] * 40, 32, "single_token_run"), ([1, 2] * 40, 48, "pattern_loop_len_2")]
+)
+def test_an_answer_of_a_given_shape_may_repeat_itself_four_times_as_long(stream, length, loop) -> None:
+    judge = RepetitionJudge()
+    assert judge(sequence(stream[: length - 1], is_shaped=True)) is None
+    assert judge(sequence(stream[:length], is_shaped=True)) == loop
 
 
 def test_the_quick_look_agrees_with_counting_repeats_one_by_one() -> None:

@@ -19,11 +19,12 @@ TOOL_NAMES = """
     kimi kimi_k2 moonshot liquidai liquid lfm granite granite3 nemotron nemotron3 xlam functionary meetkai
     glm47 glm4 harmony gpt-oss gemma4 minimax minimax_m2 step3p5 step poolside_v1
     llama3_json llama4_json llama4_pythonic pythonic deepseek_v31 deepseek_v32 deepseek_v4 glm45 granite-20b-fc
+    glm4.5 glm4.7 GLM-4.6 deepseek-v3.1 deepseek_v3.2 function_gemma gemma3 command-r phi-4 phi4
     internlm kimi_k3 longcat olmo3 openai phi4_mini_json seed_oss functiongemma command_r minicpm5 muse_spark
 """
 REASONING_NAMES = """
     auto qwen3 deepseek_r1 gpt_oss gpt-oss harmony gemma4 glm4 mistral poolside_v1 step3p5
-    granite magistral seed_oss kimi minimax nemotron glm45 deepseek_v3 minimax_m2 olmo3 openai_gptoss
+    glm glm4.5 granite magistral seed_oss kimi minimax nemotron glm45 deepseek_v3 minimax_m2 olmo3 openai_gptoss
 """
 
 

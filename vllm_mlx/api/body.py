@@ -18,6 +18,8 @@ from vllm_mlx.errors import Cancelled, InvalidRequest
 MAX_DEPTH = 128
 """Deepest nesting accepted: above any real schema, far below what recursive code downstream can take."""
 
+_SHOWN_PATH, _SHOWN_CHARACTERS = 4, 200
+
 Wire = TypeVar("Wire", bound=BaseModel)
 
 
@@ -57,8 +59,29 @@ def parse_json(raw: bytes) -> Any:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
     # Few brackets cannot nest deeply; the walk is only for the others.
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
-        raise InvalidRequest(f"The request body nests deeper than {MAX_DEPTH} levels; flatten it.", code="invalid_json")
+        raise InvalidRequest(
+            f"The request body nests deeper than {MAX_DEPTH} levels; flatten it.",
+            param=_path_to_depth(value),
+            code="invalid_json",
+        )
     return value
+
+
+def _path_to_depth(body: Any) -> str | None:
+    """The first field that nests too deeply: the beginning of its path."""
+    path: list[str] = []
+    node, limit = body, MAX_DEPTH
+    while isinstance(node, (dict, list)) and len(path) < _SHOWN_PATH:
+        limit -= 1
+        children = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in children:
+            if isinstance(child, (dict, list)) and _depth_exceeds(child, limit):
+                path.append(str(key))
+                node = child
+                break
+        else:
+            break
+    return ".".join(path)[:_SHOWN_CHARACTERS] or None
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

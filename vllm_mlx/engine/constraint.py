@@ -28,6 +28,11 @@ def mask_of(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
     return mask
 
 
+def mask_without(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    """Bitmask uint32 with all bits set but these tokens'."""
+    return ~mask_of(token_ids, vocab_size)
+
+
 def is_allowed(mask: np.ndarray | None, token_id: int) -> bool:
     if mask is None:
         return True
@@ -149,30 +154,34 @@ class MarkerMatch:
 class AfterReasoning:
     """A constraint that begins only when the reasoning has ended.
 
-    With the reasoning open everything is allowed up to and including the end marker. When it is not open yet the model
-    may either open it (its start marker, at the very beginning) or start on the grammar at once.
+    With the reasoning open everything is allowed up to and including the end marker, but for the end of the answer: it
+    would be one without the shape that was asked for (unless the grammar takes an empty one). When it is not open yet
+    the model may either open it (its start marker, at the very beginning) or start on the grammar at once.
     """
 
     def __init__(
         self,
-        inner: Constraint,
+        inner: GrammarConstraint,
         *,
         vocab_size: int,
         start_ids: Sequence[int],
         end_ids: Sequence[int],
         starts_open: bool,
+        stop_token_ids: Iterable[int] = (),
     ) -> None:
         self._inner = inner
         self._start = tuple(start_ids)
         self._end = MarkerMatch(end_ids)
         self._vocab_size = vocab_size
+        banned = () if inner.is_complete else frozenset(stop_token_ids) - frozenset(end_ids)
+        self._thinking_mask = mask_without(banned, vocab_size) if banned else None
         self._is_open = starts_open
         self._num_start_matched: int | None = None if starts_open or not self._start else 0
         self._inner_is_alive = True  # false while tokens of a start marker were seen that the grammar would not take
         self._num_inner_accepted = 0
 
     @property
-    def inner(self) -> Constraint:
+    def inner(self) -> GrammarConstraint:
         return self._inner
 
     @property
@@ -182,12 +191,11 @@ class AfterReasoning:
 
     def allowed(self) -> np.ndarray | None:
         if self._is_open:
-            return None
+            return self._thinking_mask
         if self._num_start_matched is None:
             return self._inner.allowed()
         opening = mask_of([self._start[self._num_start_matched]], self._vocab_size)
-        mask = self._inner.allowed() if self._inner_is_alive else opening
-        return None if mask is None else mask | opening
+        return self._inner.allowed() | opening if self._inner_is_alive else opening
 
     def accept(self, token_id: int) -> None:
         if self._is_open:
@@ -230,15 +238,18 @@ class ThinkingTracker:
     """Counts reasoning tokens on the host and says which token must come once the cap is reached.
 
     Tokens of the markers are not counted. `forced_ids` may hold words before the end marker; they are reasoning too, so
-    the forcing starts that much earlier and the cap holds. An end marker that the model has begun is finished, not
-    restarted.
+    the forcing starts that much earlier and the cap holds; a cap with no room for them goes without. An end marker that
+    the model has begun is finished, not restarted.
     """
 
     def __init__(self, budget: ThinkingBudget) -> None:
         self._start = MarkerMatch(budget.start_ids)
         self._end = MarkerMatch(budget.end_ids)
         self._forced = budget.forced_ids or budget.end_ids
-        self._limit = max(0, budget.max_tokens - _position_of(budget.end_ids, self._forced))
+        num_words = _position_of(budget.end_ids, self._forced)
+        if num_words > budget.max_tokens:
+            self._forced, num_words = self._forced[num_words:], 0
+        self._limit = budget.max_tokens - num_words
         self._pending: list[int] = []
         self.is_open = budget.starts_open
         self.num_reasoning = 0

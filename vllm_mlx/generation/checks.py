@@ -27,7 +27,8 @@ def check_request(request: GenerationRequest, *, vocab_size: int) -> None:
     elif request.messages:
         raise InvalidRequest("Give messages or a prompt, not both.", param="prompt")
     check_tools(request.tools, request.tool_choice)
-    check_schema(request.output_format.value if request.output_format else None, "response_format")
+    if request.output_format is not None:
+        check_schema(request.output_format.value, request.output_format.param)
     if request.max_tokens is not None and request.max_tokens < 1:
         raise InvalidRequest(f"max_tokens must be at least 1, not {request.max_tokens}.", param="max_tokens")
     if request.timeout_s is not None and not request.timeout_s > 0:

@@ -70,7 +70,8 @@ class Finished:
     """Last event of every stream.
 
     `reason`: stop, length, tool_calls, repetition, cancelled, deadline or error. `stop_sequence` is the stop string or
-    token text that ended it. `diagnostics` holds what `include_diagnostics` shows; `error` a sentence.
+    token text that ended it. `is_cut`: it ended within a document or a call, which must not pass for a whole one.
+    `diagnostics` holds what `include_diagnostics` shows; `error` a sentence.
     """
 
     reason: str
@@ -78,6 +79,7 @@ class Finished:
     stop_sequence: str | None = None
     detail: str | None = None
     error: str | None = None
+    is_cut: bool = False
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
 

@@ -68,6 +68,7 @@ class CompiledGrammar:
             start_ids=reasoning.start_ids,
             end_ids=reasoning.end_ids,
             starts_open=reasoning.starts_open,
+            stop_token_ids=self.stop_token_ids,
         )
 
     def maker(self, reasoning: ReasoningTokens | None = None) -> Callable[[], Constraint]:
@@ -144,7 +145,6 @@ class GrammarCompiler:
         *,
         is_parallel: bool = True,
         envelope: Envelope | None = None,
-        param: str = "response_format",
     ) -> CompiledGrammar | None:
         """The grammar of a whole request; None when its answer is free.
 
@@ -155,25 +155,25 @@ class GrammarCompiler:
         if choice.mode == "named":
             tools, is_parallel = [tool for tool in tools if tool.name == choice.name], False
         if not tools or choice.mode == "none":
-            return self.output_format(output_format, param=param) if output_format is not None else None
+            return self.output_format(output_format) if output_format is not None else None
         is_auto = choice.mode == "auto"
         if envelope is None:
             if not is_auto:
                 raise InvalidRequest(
                     "This model's tool format cannot be forced; ask with tool_choice auto.", param="tool_choice"
                 )
-            return self.output_format(output_format, param=param) if output_format is not None else None
+            return self.output_format(output_format) if output_format is not None else None
         if is_auto and output_format is None and not any(tool.strict for tool in tools):
             return None
         document = output_format if is_auto else None
         key = repr((document, [(t.name, t.strict, json.dumps(t.parameters, default=dict)) for t in tools]))
         key += repr((choice.mode, is_parallel, envelope))
-        return self._cached(key, lambda: self._compile_tools(document, tools, is_auto, is_parallel, envelope, param))
+        return self._cached(key, lambda: self._compile_tools(document, tools, is_auto, is_parallel, envelope))
 
-    def output_format(self, wanted: OutputFormat, *, param: str = "response_format") -> CompiledGrammar:
-        """The grammar of an output format. InvalidRequest names `param` and, for schemas, the keyword."""
-        source, notes = output_source(wanted, param=param)
-        compiled = self._cached(source, lambda: self._compile(source, param))
+    def output_format(self, wanted: OutputFormat) -> CompiledGrammar:
+        """The grammar of an output format. InvalidRequest names its field and, for schemas, the keyword."""
+        source, notes = output_source(wanted)
+        compiled = self._cached(source, lambda: self._compile(source, wanted.param))
         return replace(compiled, notes=notes)
 
     def _cached(self, key: str, build: Callable[[], CompiledGrammar]) -> CompiledGrammar:
@@ -217,7 +217,6 @@ class GrammarCompiler:
         is_auto: bool,
         is_parallel: bool,
         envelope: Envelope,
-        param: str,
     ) -> CompiledGrammar:
         writer = LarkWriter(self._special_tokens())
         notes: list[str] = []
@@ -232,7 +231,7 @@ class GrammarCompiler:
             lark = calls.or_document("@document", is_parallel=is_parallel)
         grammars = [{"lark_grammar": lark}]
         if document is not None:
-            source, document_notes = output_source(document, param=param)
+            source, document_notes = output_source(document)
             notes += document_notes
             inner = json.loads(source)["grammars"][0] if source.startswith("{") else {"lark_grammar": source}
             grammars.append({**inner, "name": "document"})
@@ -268,8 +267,9 @@ class GrammarCompiler:
         return SpecialTokens(special, frozenset(self._eos_token_ids))
 
 
-def output_source(wanted: OutputFormat, *, param: str) -> tuple[str, tuple[str, ...]]:
+def output_source(wanted: OutputFormat) -> tuple[str, tuple[str, ...]]:
     """(serialised grammar, notes) of an output format."""
+    param = wanted.param
     match wanted.kind:
         case "json_object":
             return schema_source({"type": "object"}), ()

@@ -1,7 +1,8 @@
 """JSON schemas of clients: checked, made fit for the grammar compiler, and its complaints made fit for clients.
 
 JSON is generated compact, or with the one space after `:` and `,` that models are used to: white space without bounds
-lets weak models write newlines for ever. Worker threads; pure functions.
+lets weak models write newlines for ever. So do digits: an integer without bounds gets those of 64 bits, which is what
+readers of JSON take. Worker threads; pure functions.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _SCHEMAS = (
     "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
     "unevaluatedItems", "unevaluatedProperties", "additionalItems",
 )  # fmt: skip
+_LEAST, _MOST = -(2**63 - 1024), 2**63 - 1  # the compiler reads bounds as doubles: this is the one above -2**63
+_EXCLUDING = ("oneOf", "not", "if")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _UNKNOWN_KEYWORDS = "Unimplemented keys: "
 _SIGNS = (
@@ -56,13 +59,14 @@ def prepared_schema(schema: Any, *, param: str) -> tuple[dict[str, Any], tuple[s
         raise InvalidRequest("A JSON schema must be an object.", param=param)
     check_schema(schema, param)
     notes: list[str] = []
-    prepared = _prepare(schema, "", notes)
+    prepared = _prepare(schema, "", notes, can_narrow=True)
     prepared.pop("x-guidance", None)  # the compiler's own options are not for clients to set
     return prepared, tuple(notes)
 
 
-def _prepare(schema: Mapping[str, Any], path: str, notes: list[str]) -> dict[str, Any]:
-    prepared = dict(schema)
+def _prepare(schema: Mapping[str, Any], path: str, notes: list[str], *, can_narrow: bool) -> dict[str, Any]:
+    """`can_narrow` is false in branches of `oneOf`: what a narrower branch leaves out would then be another's alone."""
+    prepared = _bounded(schema) if can_narrow else dict(schema)
     if "format" in prepared and prepared["format"] not in _KNOWN_FORMATS:
         notes.append(f"format {prepared['format']!r} at {path or 'the top'} is not enforced")
         del prepared["format"]
@@ -70,7 +74,8 @@ def _prepare(schema: Mapping[str, Any], path: str, notes: list[str]) -> dict[str
         if isinstance(prepared.get(key), float) and prepared[key].is_integer():
             prepared[key] = int(prepared[key])  # 2.0 is an integer in JSON Schema
     for key, place, child in subschemas(schema):
-        new = _prepare(child, f"{path}.{key}{'' if place is None else f'.{place}'}".lstrip("."), notes)
+        child_path = f"{path}.{key}{'' if place is None else f'.{place}'}".lstrip(".")
+        new = _prepare(child, child_path, notes, can_narrow=can_narrow and key not in _EXCLUDING)
         if place is None:
             prepared[key] = new
         else:
@@ -78,6 +83,28 @@ def _prepare(schema: Mapping[str, Any], path: str, notes: list[str]) -> dict[str
                 prepared[key] = dict(schema[key]) if isinstance(schema[key], Mapping) else list(schema[key])
             prepared[key][place] = new
     return prepared
+
+
+def _bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema, with bounds where it describes integers of any number of digits."""
+    kinds = schema.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    bounded = dict(schema)
+    if "integer" not in kinds or "number" in kinds or schema.keys() & {"multipleOf", "enum", "const"}:
+        return bounded
+    if not schema.keys() & {"minimum", "exclusiveMinimum"} or schema.get("minimum") == -(2**63):
+        bounded["minimum"] = _LEAST
+    if not schema.keys() & {"maximum", "exclusiveMaximum"}:
+        bounded["maximum"] = _MOST
+    return bounded if _is_in_order(bounded) else dict(schema)
+
+
+def _is_in_order(schema: Mapping[str, Any]) -> bool:
+    low, high = (
+        [schema[key] for key in keys if isinstance(schema.get(key), int | float)]
+        for keys in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+    )
+    return not low or not high or max(low) < min(high)
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

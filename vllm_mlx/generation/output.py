@@ -97,10 +97,16 @@ class OutputAssembler:
         self._num_characters = 0  # detokenized
         self._num_shown = 0  # of these, passed on to the parser
         self.num_tokens = 0
+        self._num_calls = 0
         self.num_complete_calls = 0
         self.stop_sequence: str | None = None
         self.is_over = False
         self.notes: list[str] = []
+
+    @property
+    def is_inside_call(self) -> bool:
+        """A tool call was begun and has not come to its end."""
+        return self._num_calls > self.num_complete_calls
 
     @property
     def num_reasoning_tokens(self) -> int:
@@ -204,6 +210,7 @@ class OutputAssembler:
             if not self._allows_parallel_calls and self.num_complete_calls:
                 break
             events.append(event)
+            self._num_calls += isinstance(event, ToolCallStarted)
             match event:
                 case ToolCallEnded(is_complete=True):
                     self.num_complete_calls += 1

@@ -178,7 +178,7 @@ class AnswerReader:
         if self._grammar is None:
             raise InvalidRequest(
                 "This server cannot force the shape of an answer.",
-                param="response_format" if request.output_format is not None else "tool_choice",
+                param=request.output_format.param if request.output_format is not None else "tool_choice",
             )
         return self._grammar.request(
             request.output_format,

@@ -76,11 +76,13 @@ class OutputFormat:
     """The shape the answer must have. `kind`: json_object, json_schema, regex, choice, lark or gbnf.
 
     `value` is its source: for json_schema a mapping, for choice a tuple of strings, for json_object None, else text.
+    `param` is the field it came in, for errors.
     """
 
     kind: str
     value: Any = None
     strict: bool = True
+    param: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 DEADLINE_GRACE_S = 2.0
 """How long past its deadline a request waits for the engine's own final event."""
+_CUTS = ("length", "repetition", "cancelled")
+"""Ends that come from outside of what the model was writing."""
 FINAL_EVENT_WAIT_S = 1.0
 """How long a stop string waits for the engine's numbers before it goes without."""
 
@@ -392,6 +394,8 @@ class GenerationService:
             stop_sequence=stop,
             detail=detail,
             error=error,
+            is_cut=reason in _CUTS
+            and (prepared.engine_request.make_constraint is not None or assembler.is_inside_call),
             diagnostics=diagnostics.describe(
                 request=prepared.engine_request,
                 built=prepared.built,

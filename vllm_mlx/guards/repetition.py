@@ -1,7 +1,9 @@
 """Judge of loops: is a sequence writing the same few tokens again and again?
 
 Looks at the last 32 completion tokens, after each token. A policy names two signs of a loop: one token in a row, and a
-short pattern in a row. Most tokens are cleared by one comparison per pattern length. MLX thread; no MLX.
+short pattern in a row. Documents repeat themselves lawfully (a row of zeros, a table), so where a grammar shapes the
+answer a loop must last four times as long. Most tokens are cleared by one comparison per pattern length. MLX thread; no
+MLX.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 WINDOW = 32
+SHAPED_FACTOR = 4
+"""How many times longer a loop must be in an answer that a grammar shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,9 @@ class JudgedRequest(Protocol):
     @property
     def max_tokens(self) -> int: ...
 
+    @property
+    def make_constraint(self) -> object | None: ...
+
 
 class JudgedSequence(Protocol):
     """The part of `engine.sequence.Sequence` that is looked at."""
@@ -52,13 +59,16 @@ class JudgedSequence(Protocol):
     def num_completion_tokens(self) -> int: ...
 
 
-def find_loop(tokens: Sequence[int], num_completion: int, signs: LoopSigns) -> str | None:
-    """Name of the loop at the end of `tokens`, of which only the last `num_completion` were generated; or None."""
-    visible = min(num_completion, WINDOW)
-    if _is_periodic(tokens, 1, signs.num_identical, visible):
+def find_loop(tokens: Sequence[int], num_completion: int, signs: LoopSigns, factor: int = 1) -> str | None:
+    """Name of the loop at the end of `tokens`, of which only the last `num_completion` were generated; or None.
+
+    With a `factor` the loop, and the window it is seen in, are that many times as long.
+    """
+    visible = min(num_completion, WINDOW * factor)
+    if _is_periodic(tokens, 1, signs.num_identical * factor, visible):
         return "single_token_run"
     for length in signs.pattern_lengths:
-        if _is_periodic(tokens, length, length * signs.num_repeats, visible):
+        if _is_periodic(tokens, length, length * signs.num_repeats * factor, visible):
             return f"pattern_loop_len_{length}"
     return None
 
@@ -82,7 +92,8 @@ class RepetitionJudge:
         signs = POLICIES.get(sequence.request.repetition_policy)
         if signs is None:
             return None
-        loop = find_loop(sequence.tokens, sequence.num_completion_tokens, signs)
+        factor = 1 if sequence.request.make_constraint is None else SHAPED_FACTOR
+        loop = find_loop(sequence.tokens, sequence.num_completion_tokens, signs, factor)
         if loop is not None:
             self.interventions[loop] += 1
             self.num_tokens_saved += sequence.request.max_tokens - sequence.num_completion_tokens

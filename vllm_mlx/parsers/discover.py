@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Collection
 from functools import cache
 from typing import Any
@@ -73,7 +74,12 @@ def _choose(formats: dict[str, Any], chat_template: str | None, special_tokens: 
 
 
 def _find(name: str, formats: dict[str, Any]) -> Any:
-    key = name.strip().lower().replace("-", "_").replace(".", "_")
-    if key not in formats:
+    found = {_letters(known): format for known, format in formats.items()}.get(_letters(name))
+    if found is None:
         raise KeyError(f"no format {name!r}; there are {', '.join(sorted(formats))}")
-    return formats[key]
+    return found
+
+
+def _letters(name: str) -> str:
+    """What is compared: `GLM-4.5`, `glm4_5` and `glm45` are one name."""
+    return re.sub(r"[\W_]", "", name.lower())

@@ -250,7 +250,7 @@ def _reasoning(body: wire.PromptFields) -> ReasoningOptions:
 def _output_format(config: wire.OutputConfig | None) -> OutputFormat | None:
     if config is None or config.format is None:
         return None
-    return OutputFormat("json_schema", config.format.json_schema)
+    return OutputFormat("json_schema", config.format.json_schema, param="output_config.format.schema")
 
 
 def _refuse(param: str, message: str) -> InvalidRequest:

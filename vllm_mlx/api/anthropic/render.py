@@ -36,6 +36,8 @@ def sign(thinking: str) -> str:
 def stop_reason(finished: Finished) -> str:
     if finished.reason == "stop" and finished.stop_sequence is not None:
         return "stop_sequence"
+    if finished.is_cut:
+        return "max_tokens"
     return {"length": "max_tokens", "tool_calls": "tool_use"}.get(finished.reason, "end_turn")
 
 

@@ -7,6 +7,7 @@ is ignored in silence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -279,11 +280,19 @@ def named_choice(name: str, names: Sequence[str], param: str) -> ToolChoice:
 # --- shape of the answer -------------------------------------------------------------------------------------------
 
 
+_SHAPE_FIELDS = {
+    "json_schema": "response_format.json_schema.schema",
+    "regex": "response_format.pattern",
+    "grammar": "response_format.grammar",
+    "choice": "response_format.choices",
+}
+
+
 def output_format_of(body: wire.SamplingFields) -> OutputFormat | None:
     """The one shape that the body asks for, by any of the fields that can."""
     found: dict[str, OutputFormat] = {}
     if body.response_format is not None and (shape := _response_format(body.response_format)):
-        found["response_format"] = shape
+        found[_SHAPE_FIELDS.get(body.response_format.type, "response_format")] = shape
     if body.guided_json is not None:
         found["guided_json"] = OutputFormat("json_schema", _schema(body.guided_json, "guided_json"))
     if body.guided_regex is not None:
@@ -296,7 +305,7 @@ def output_format_of(body: wire.SamplingFields) -> OutputFormat | None:
         found.update(_structured_outputs(body.structured_outputs))
     if len(found) > 1:
         raise invalid(sorted(found)[0], f"only one of {', '.join(sorted(found))} can be given.")
-    return next(iter(found.values()), None)
+    return next((replace(shape, param=name) for name, shape in found.items()), None)
 
 
 def _response_format(given: wire.ResponseFormat) -> OutputFormat | None:
@@ -375,15 +384,16 @@ def _chat_logprobs(body: wire.ChatCompletionRequest) -> int | None:
 
 
 def _reasoning_of(body: wire.ChatCompletionRequest, template_kwargs: dict[str, Any]) -> ReasoningOptions:
-    """The explicit field wins over the template argument, which wins over what an effort of 'none' implies."""
+    """The explicit field wins over the template argument, which wins over what an effort implies: 'none' no reasoning,
+    any other that there is some, also where the template's own default is to leave it out."""
     in_template = template_kwargs.get("enable_thinking")
     if in_template is not None and not isinstance(in_template, bool):
         raise invalid("chat_template_kwargs.enable_thinking", "'enable_thinking' must be true or false.")
     enabled = body.enable_thinking if body.enable_thinking is not None else in_template
     effort = body.reasoning_effort
-    if effort == "none":
-        enabled = False if enabled is None else enabled
-        effort = None
+    if effort is not None and enabled is None:
+        enabled = effort != "none"
+    effort = None if effort == "none" else effort
     budget = body.max_thinking_tokens if body.max_thinking_tokens is not None else body.thinking_token_budget
     return ReasoningOptions(enabled=enabled, effort=effort, max_tokens=budget)
 

@@ -37,7 +37,12 @@ def tool_call_id() -> str:
 
 
 def finish_reason(finished: Finished) -> str:
-    """OpenAI knows stop, length and tool_calls; what else ended an answer is told by `stop_reason`."""
+    """OpenAI knows stop, length and tool_calls; what else ended an answer is told by `stop_reason`.
+
+    `length` is what clients take for "not whole": the official package refuses to parse such an answer.
+    """
+    if finished.is_cut:
+        return "length"
     return finished.reason if finished.reason in ("stop", "length", "tool_calls") else "stop"
 
 

@@ -20,6 +20,7 @@ FORMAT = ReasoningFormat(
         "deepseek_r1",
         "deepseek",
         "deepseek_v3",
+        "glm",
         "glm4",
         "glm45",
         "glm47",
