@@ -78,7 +78,7 @@ WRONG_CHAT_FIELDS = [
     ("messages", [{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
     ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
      "messages.0.content.0.image_url.url"),
-    ("messages", [{"role": "system", "content": [{"type": "image_url", "image_url": "x"}]}],
+    ("messages", [{"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}],
      "messages.0.content.0.image_url"),
     ("messages", [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
      "messages.0.tool_calls"),

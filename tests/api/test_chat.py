@@ -331,6 +331,25 @@ async def test_any_model_name_is_served_unless_the_server_is_strict():
             assert error["code"] == "model_not_found" and error["param"] == "model" and MODEL_ID in error["message"]
 
 
+async def test_media_may_stand_in_every_turn_but_the_assistants_and_be_written_in_either_way():
+    service = FakeGeneration()
+    image = {"type": "image", "image": "https://x/a.png"}
+    messages = [
+        {"role": "system", "content": [{"type": "image_url", "image_url": "https://x/a.png"}]},
+        {"role": "user", "content": [image, {"type": "video", "video": {"url": "https://x/a.gif"}}]},
+    ]
+    await ask(service, chat_body(messages=messages, video_fps=1))
+    parts = [part for message in service.requests[0].messages for part in message.parts]
+    assert [(p.kind, p.source, p.param) for p in parts] == [
+        ("image", "https://x/a.png", "messages.0.content.0.image_url"),
+        ("image", "https://x/a.png", "messages.1.content.0.image"),
+        ("video", "https://x/a.gif", "messages.1.content.1.video"),
+    ]
+    assert parts[2].options == {"fps": 1}
+    refused = await ask(service, chat_body(messages=[*messages, {"role": "assistant", "content": [image]}]))
+    assert refused.status_code == 400 and "assistant" in refused.json()["error"]["message"]
+
+
 async def test_a_repetition_override_needs_trust():
     body = chat_body(repetition_policy_override="strict")
     public = Settings().with_values(server__host="0.0.0.0")

@@ -153,6 +153,7 @@ async def test_a_namespaced_or_custom_call_is_told_as_the_client_named_it():
         (finished("stop"), "completed", None),
         (finished("length"), "incomplete", {"reason": "max_output_tokens"}),
         (finished("repetition", detail="loop"), "completed", None),
+        (finished("repetition", is_cut=True), "incomplete", {"reason": "max_output_tokens"}),
     ],
 )
 async def test_the_end_is_told_by_status_and_last_event(end, status, details):
@@ -302,7 +303,7 @@ WRONG_FIELDS = [
     ("input", [{"role": "user", "content": [{"type": "input_text"}]}], "input.0.content.0.text"),
     ("input", [{"role": "user", "content": [{"type": "input_image"}]}], "input.0.content.0.image_url"),
     ("input", [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}], "input.0.content.0.file_id"),
-    ("input", [{"role": "system", "content": [{"type": "input_image", "image_url": "x"}]}], "input.0.content.0"),
+    ("input", [{"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}], "input.0.content.0"),
     ("input", [{"type": "smoke_signal"}], "input.0"),
     ("input", [{"type": "item_reference", "id": "x"}], "input.0"),
     ("input", [{"type": "function_call", "name": "f", "arguments": "{}"}], "input.0.call_id"),

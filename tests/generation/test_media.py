@@ -113,6 +113,13 @@ def test_large_pictures_are_scaled_down_and_too_large_ones_refused():
             decode(data, **limits)
 
 
+def test_low_detail_is_a_quarter_of_a_million_pixels():
+    data = encode(Image.new("RGB", (1024, 1024)))
+    assert decode(data).size == (1024, 1024)
+    low, high = loader().load([part(data, detail="low"), part(data, detail="high")])[0]
+    assert (low.size, high.size) == ((512, 512), (1024, 1024))
+
+
 # ── what is no image ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

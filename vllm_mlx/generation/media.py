@@ -41,7 +41,8 @@ class MediaLoader:
         for part in parts:
             blob = self._sources.read(part.source, part.param, deadline=deadline)
             if part.kind == "image":
-                images.append(decode_image(blob, part.param, self._limits))
+                is_low = part.options.get("detail") == "low"
+                images.append(decode_image(blob, part.param, self._limits, is_low_detail=is_low))
                 num_pixels += area(images[-1])
             elif part.kind == "video":
                 videos.append(decode_video(blob, part.param, part.options, self._limits))

@@ -57,6 +57,7 @@ class MediaLimits:
     max_side: int = 16_384
     max_pixels: int = 64_000_000
     kept_pixels: int = 16_777_216
+    low_detail_pixels: int = 512 * 512
     max_total_pixels: int = 512_000_000
     max_aspect_ratio: float = 200.0
     default_fps: float = 2.0
@@ -68,10 +69,13 @@ class MediaLimits:
     max_animation_pixels: int = 2_000_000_000
 
 
-def decode_image(blob: Blob, param: str, limits: MediaLimits = MediaLimits()) -> Image.Image:
-    """One RGB picture; of an animation, the first frame."""
+def decode_image(
+    blob: Blob, param: str, limits: MediaLimits = MediaLimits(), *, is_low_detail: bool = False
+) -> Image.Image:
+    """One RGB picture; of an animation, the first frame. In low detail, no more pixels than `low_detail_pixels`."""
     with open_image(blob, param, limits) as image:
-        return to_rgb(_loaded(image, param), limits)
+        picture = to_rgb(_loaded(image, param), limits)
+        return scaled(picture, limits.low_detail_pixels) if is_low_detail else picture
 
 
 def open_image(blob: Blob, param: str, limits: MediaLimits) -> Image.Image:

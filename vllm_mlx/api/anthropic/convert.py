@@ -115,7 +115,7 @@ def _turns_of(message: wire.Message, path: str) -> list[ChatMessage]:
                 parts = []
             turns.append(_tool_turn(block, here))
         elif isinstance(block, (wire.TextBlock, wire.ImageBlock, wire.DocumentBlock, wire.SearchResultBlock)):
-            if message.role == "system" and not isinstance(block, wire.TextBlock):
+            if message.role == "system" and not isinstance(block, (wire.TextBlock, wire.ImageBlock)):
                 raise _misplaced(block, message.role, here)
             parts.extend(_parts_of(block, here))
         else:

@@ -185,8 +185,8 @@ def _message(message: wire.Message, path: str, video_options: Mapping[str, Any])
                 reasoning.append(part.thinking or part.text or "")
                 continue
             converted = _part(part, f"{path}.content.{i}", video_options)
-            if isinstance(converted, MediaPart) and message.role not in ("user", "tool"):
-                raise invalid(converted.param, f"a message of role '{message.role}' can hold text only.")
+            if isinstance(converted, MediaPart) and message.role == "assistant":
+                raise invalid(converted.param, "a message of role 'assistant' can hold text only.")
             parts.append(converted)
     if message.refusal:
         parts.append(TextPart(message.refusal))
@@ -208,14 +208,17 @@ def _part(part: wire.ContentPart, path: str, video_options: Mapping[str, Any]) -
             return TextPart(part.text)
         case wire.RefusalPart():
             return TextPart(part.refusal)
-        case wire.ImagePart():
-            image = part.image_url
+        case wire.ImagePart() | wire.PlainImagePart():
+            field = "image_url" if isinstance(part, wire.ImagePart) else "image"
+            image: str | wire.ImageUrl = getattr(part, field)
             source, detail = (image, None) if isinstance(image, str) else (image.url, image.detail)
             detail = detail or part.detail
-            return MediaPart("image", source, f"{path}.image_url", {"detail": detail} if detail else {})
-        case wire.VideoPart():
-            url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
-            return MediaPart("video", url, f"{path}.video_url", video_options)
+            return MediaPart("image", source, f"{path}.{field}", {"detail": detail} if detail else {})
+        case wire.VideoPart() | wire.PlainVideoPart():
+            field = "video_url" if isinstance(part, wire.VideoPart) else "video"
+            video: str | wire.MediaUrl = getattr(part, field)
+            url = video if isinstance(video, str) else video.url
+            return MediaPart("video", url, f"{path}.{field}", video_options)
         case wire.AudioUrlPart():
             url = part.audio_url if isinstance(part.audio_url, str) else part.audio_url.url
             return MediaPart("audio", url, f"{path}.audio_url")

@@ -266,7 +266,7 @@ def _parts(content: str | list[wire.ContentPart], path: str, *, role: str) -> li
                 parts.append(TextPart(part.text))
             case wire.RefusalPart():
                 parts.append(TextPart(part.refusal))
-            case _ if role not in ("user", "tool"):
+            case _ if role == "assistant":
                 raise invalid(here, f"a message of role '{role}' can hold text only.")
             case wire.ImagePart(image_url=url) if url:
                 options = {"detail": part.detail} if part.detail else {}

@@ -190,6 +190,7 @@ class ResponseRenderer:
 
     def _finish(self, final: Finished) -> bytes:
         status = {"length": "incomplete", "cancelled": "cancelled"}.get(final.reason, "completed")
+        status = "incomplete" if final.is_cut and status == "completed" else status
         out = self._close("completed" if status == "completed" else "incomplete")
         if not self.response["output"] and status == "completed":
             out += self._piece("message", self._held) + self._close()

@@ -78,9 +78,22 @@ class ImagePart(WireModel):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
+class PlainImagePart(WireModel):
+    """As model families write it in their own examples."""
+
+    type: Literal["image"]
+    image: ImageUrlOrString
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
 class VideoPart(WireModel):
     type: Literal["video_url"]
     video_url: MediaUrlOrString
+
+
+class PlainVideoPart(WireModel):
+    type: Literal["video"]
+    video: MediaUrlOrString
 
 
 class AudioUrlPart(WireModel):
@@ -102,7 +115,9 @@ _PART_TAGS = {
     "reasoning": "<thinking part>",
     "image_url": "<image part>",
     "input_image": "<image part>",
+    "image": "<plain image part>",
     "video_url": "<video part>",
+    "video": "<plain video part>",
     "audio_url": "<audio url part>",
     "input_audio": "<audio part>",
 }
@@ -118,14 +133,16 @@ ContentPart = Annotated[
     | Annotated[RefusalPart, Tag("<refusal part>")]
     | Annotated[ThinkingPart, Tag("<thinking part>")]
     | Annotated[ImagePart, Tag("<image part>")]
+    | Annotated[PlainImagePart, Tag("<plain image part>")]
     | Annotated[VideoPart, Tag("<video part>")]
+    | Annotated[PlainVideoPart, Tag("<plain video part>")]
     | Annotated[AudioUrlPart, Tag("<audio url part>")]
     | Annotated[AudioPart, Tag("<audio part>")],
     Discriminator(
         _part_kind,
         custom_error_type="unknown_part",
-        custom_error_message="a content part must be an object whose 'type' is one of text, image_url, video_url, "
-        "audio_url, input_audio, refusal",
+        custom_error_message="a content part must be an object whose 'type' is one of text, image_url, image, "
+        "video_url, video, audio_url, input_audio, refusal",
     ),
 ]
 
