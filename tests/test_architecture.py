@@ -12,7 +12,7 @@ LEAVES = {"errors", "observability"}
 BELOW = {
     "api": {"generation", "parsers.events", "engine.step", "engine.request", "settings"},
     # A model's facts and its media spans are plain data, read from files before MLX is there.
-    "generation": {"parsers", "engine", "models.profile", "models.span", "settings"},
+    "generation": {"parsers", "engine", "models.profile", "models.span", "models.token_row", "settings"},
     "parsers": set(),
     "engine": {"guards", "models"},
     "guards": set(),
@@ -24,8 +24,8 @@ BELOW = {
     "blas": set(),
     "ui": set(),
 }
-# The composition root (app, backend, lifecycle, oversight) and the commands.
-TOP = {"app", "backend", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
+# The composition root (app, backend, beside, lifecycle, oversight) and the commands.
+TOP = {"app", "backend", "beside", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "draws", "logits", "constraint"}
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}

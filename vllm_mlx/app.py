@@ -16,14 +16,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__
-from vllm_mlx.api import capabilities, control, errors, gauges, health, openapi, pages
+from vllm_mlx.api import capabilities, control, errors, gauges, health, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
 from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.auth import Authentication
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
-from vllm_mlx.api.openai import chat, completions, models, responses, schemas, tokenize
+from vllm_mlx.api.openai import chat, completions, embeddings, models, responses, schemas, tokenize
 from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.api.openai.responses_schemas import InputTokensRequest, ResponsesRequest
 from vllm_mlx.backend import Backend, check_formats
@@ -39,6 +39,8 @@ ROUTERS = (
     responses.router,
     models.router,
     tokenize.router,
+    embeddings.router,
+    rerank.router,
     messages.router,
     capabilities.router,
     control.router,
@@ -53,6 +55,9 @@ WIRE_TYPES = (
     InputTokensRequest,
     schemas.TokenizeRequest,
     schemas.DetokenizeRequest,
+    embeddings.EmbeddingRequest,
+    rerank.RerankRequest,
+    rerank.ScoreRequest,
     MessagesRequest,
     CountTokensRequest,
 )

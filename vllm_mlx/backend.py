@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm_mlx import __version__, blas
+from vllm_mlx import __version__, beside, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.generation.admission import Admission
 from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.media import MediaLoader
+from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.generation.sources import MediaSources
 from vllm_mlx.models.download import Bar, resolve
@@ -55,6 +56,8 @@ class Backend:
     device: str
     memory_bytes: int
     prefix_cache: PrefixCache | None
+    oneshots: OneShots
+    beside: BesideModels
 
     @classmethod
     def load(cls, settings: Settings) -> Backend:
@@ -72,6 +75,7 @@ class Backend:
         profile = read_profile(folder)
         settings, notes = settings.resolve(profile)
         settings = name_formats(settings, profile)
+        sources = beside.find(settings)
         blas_report = blas.load(
             settings.cpu.blas,
             settings.cpu.blas_threads,
@@ -86,16 +90,20 @@ class Backend:
         from vllm_mlx.models import device, loader
         from vllm_mlx.oversight import Oversight
 
-        check_weights(profile.weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
+        weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in sources)
+        check_weights(weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []
         options: list[EngineOptions] = []
         engines: list[Engine] = []
+        loaded_beside: list[tuple[beside.Source, Any]] = []
 
         def build(publish: Publish) -> Engine:
             loaded.append(
                 loader.load(folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
             )
+            # Before the memory that is left is shared out.
+            loaded_beside.extend((source, beside.load(source, settings)) for source in sources)
             options.append(engine_options(settings, device.free_bytes()))
             engines.append(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
             engines[0].on_idle.append(device.IdleRelease())
@@ -123,6 +131,13 @@ class Backend:
                 eos_token_ids=loaded[0].profile.eos_token_ids,
             ),
         )
+        oneshots = OneShots(
+            thread,
+            # A bound of its own: embedding a library does not keep chats out, nor they it.
+            Admission(max_running=1, max_queue=settings.limits.max_queue, pressure=oversight.pressure),
+            timeout_s=settings.limits.timeout_s,
+            stall_target_s=settings.batch.stall_target_ms / 1000,
+        )
         return cls(
             settings=settings,
             notes=(*notes, *loaded[0].profile.notes),
@@ -135,12 +150,15 @@ class Backend:
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
             prefix_cache=engines[0].scheduler.cache,
+            oneshots=oneshots,
+            beside=beside.services(settings, oneshots, loaded_beside),
         )
 
     def install(self, context: ServerContext) -> None:
         """Put the parts into the context of the HTTP side. Event loop."""
         context.settings, context.notes = self.settings, self.notes
         context.model, context.service = self.model, self.service
+        context.beside, context.oneshots = self.beside, self.oneshots
         context.read_status = lambda: self.engine.status
         context.read_memory = self.read_memory
         context.health_checks = self.oversight.health_checks
@@ -151,11 +169,13 @@ class Backend:
         model = self.model
         facts = [model.model_type, model.quantization, model.dtype, f"{(model.weights_bytes or 0) / 2**30:.2f} GiB"]
         computed = f"on {self.device}" + (f" with {self.blas}" if self.device == "cpu" else "")
-        return f"{model.id} ({', '.join(str(f) for f in facts if f)}) {computed}"
+        others = "".join(f", {one.id} for {one.task}" for one in self.beside)
+        return f"{model.id} ({', '.join(str(f) for f in facts if f)}){others} {computed}"
 
     def start_drain(self) -> None:
         self.oversight.stop()
         self.admission.start_drain()
+        self.oneshots.start_drain()
 
     def read_memory(self) -> Mapping[str, Any]:
         """The memory part of `/v1/status` and of the diagnostics."""
@@ -183,6 +203,7 @@ class Backend:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
         is_stopped = self.engine.stop(timeout_s)
         self.service.close()
+        self.oneshots.close()
         return is_stopped
 
 

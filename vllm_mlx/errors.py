@@ -6,6 +6,7 @@
      │   └─ UnknownModel         404
      ├─ Overloaded               no permit now (429), come back after `retry_after_s`
      ├─ Unavailable              the server cannot serve at all now (503)
+     ├─ MissingPiece             a program or package that this needs is not installed (501); says how to install it
      ├─ DeadlineExceeded         the request's time ran out (504)
      ├─ Cancelled                the client left, or somebody cancelled the request
      ├─ EngineError              a step failed (500)
@@ -68,6 +69,10 @@ class Unavailable(VllmMlxError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class MissingPiece(VllmMlxError):
+    """What was asked for needs a program or a package that is not installed here; the message has the install line."""
 
 
 class DeadlineExceeded(VllmMlxError):

@@ -65,14 +65,13 @@ ELSEWHERE: dict[str, str] = {
     "--mtp-num-draft-tokens": "speculative decoding is not part of this version",
     "--mtp-optimistic": "speculative decoding is not part of this version",
     "--mcp-config": "MCP is not part of this version",
-    "--embedding-model": "embeddings are not part of this version",
-    "--rerank-model": "reranking is not part of this version",
     "--models-config": "one server serves one model in this version; start one server for each",
 }
 
 SECTIONS = {
     "server": "server", "model": "model", "sampling": "sampling defaults", "cache": "cache", "batch": "batching",
     "limits": "limits", "guards": "guards", "parsing": "reasoning and tools", "media": "images and video",
+    "beside": "models beside the served one",
     "cpu": "CPU backend on Linux",
 }
 
@@ -120,6 +119,8 @@ def parse_value(item: SettingField, text: str, written: str) -> Any:
             raise SettingsError(f"{written} takes a JSON object such as {{\"enable_thinking\": false}}, not {text!r}.")
         return value
     if kind is int or kind is float:
+        if text == "auto" and item.default is None:
+            return None
         try:
             return kind(text)
         except ValueError:

@@ -291,6 +291,23 @@ class MediaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BesideSettings:
+    """Models beside the served one, each for one kind of request; loaded at start."""
+
+    embedding_model: str | None = option(
+        None, "Model (folder or hub id) that answers /v1/embeddings.", "--embedding-model", metavar="MODEL")
+    embedding_max_length: int | None = option(
+        None, "Tokens of an input that are embedded; otherwise as many as the model was made for.",
+        "--embedding-max-length", minimum=8, metavar="N")
+    embedding_overflow_policy: str = option(
+        "truncate", "What becomes of a longer input: its beginning is embedded, or the request is refused.",
+        "--embedding-overflow-policy", choices=("truncate", "error"))
+    rerank_model: str | None = option(
+        None, "Model (cross-encoder or Qwen3-Reranker) that answers /v1/rerank and /v1/score.", "--rerank-model",
+        metavar="MODEL")
+
+
+@dataclass(frozen=True, slots=True)
 class CpuSettings:
     """Matrix products of MLX's CPU backend on Linux; no effect on macOS and on CUDA."""
 
@@ -329,6 +346,7 @@ class Settings:
     guards: GuardSettings = GuardSettings()
     parsing: ParsingSettings = ParsingSettings()
     media: MediaSettings = MediaSettings()
+    beside: BesideSettings = BesideSettings()
     cpu: CpuSettings = CpuSettings()
     given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()

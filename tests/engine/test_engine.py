@@ -208,3 +208,17 @@ def test_reports_of_others_are_part_of_the_status() -> None:
     world = FakeEngine()
     world.engine.reports.append(lambda: {"guard": "calm"})
     assert world.engine.status().extra["guard"] == "calm"
+
+
+def test_a_step_that_shared_its_time_with_a_job_teaches_nothing() -> None:
+    world = FakeEngine()
+    seen: list[float] = []
+    world.engine.on_step.append(lambda plan, elapsed_s: seen.append(elapsed_s))
+    world.ask("r", range(3), 6)
+    world.run()
+    num_steps = len(seen)
+    world.ask("s", range(3), 6)
+    world.engine.step()
+    world.engine.paused(5.0)
+    world.run()
+    assert len(seen) == 2 * num_steps - 1

@@ -47,7 +47,8 @@ def describe(context: ServerContext) -> dict[str, Any]:
             "auto_tool_choice": parsing.enable_auto_tool_choice and bool(model and model.tool_parser),
             "reasoning": bool(model and model.reasoning_parser),
             "reasoning_configured": parsing.reasoning_parser != "none",
-            "embeddings": False,
+            "embeddings": context.beside.of_task("embedding") is not None,
+            "rerank": context.beside.of_task("rerank") is not None,
             "mcp": False,
             "strict_model_id": server.strict_model_id,
             "prefix_cache": settings.cache.prefix_cache,
@@ -93,6 +94,7 @@ def describe(context: ServerContext) -> dict[str, Any]:
             "max_queue": limits.max_queue,
             "max_body_bytes": int(server.max_body_mb * 2**20),
         },
+        "models_beside": [{"id": one.id, "task": one.task, "weights_bytes": one.nbytes} for one in context.beside],
         "model_traits": _traits(model) if model else None,
         "notes": list(context.notes),
     }

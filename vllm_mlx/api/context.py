@@ -19,6 +19,7 @@ from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.errors import Unavailable
 from vllm_mlx.generation.events import OutputEvent
+from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.request import GenerationRequest
 from vllm_mlx.observability.metrics import Metrics
 from vllm_mlx.settings import Settings
@@ -103,6 +104,8 @@ class ServerContext:
     notes: tuple[str, ...] = ()
     service: Generation | None = None
     model: ServedModel | None = None
+    beside: BesideModels = field(default_factory=BesideModels)
+    oneshots: OneShots | None = None
     read_status: Callable[[], EngineStatus] = EngineStatus
     clear_cache: Callable[[], Awaitable[int]] | None = None
     read_memory: Callable[[], Mapping[str, Any]] | None = None

@@ -28,6 +28,7 @@ from vllm_mlx.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
+    MissingPiece,
     Overloaded,
     Unavailable,
     UnknownModel,
@@ -128,6 +129,8 @@ def describe(error: BaseException) -> ErrorAnswer:
             return ErrorAnswer(429, str(error), "rate_limit_error", "overloaded", None, error.retry_after_s)
         case Unavailable():
             return ErrorAnswer(503, str(error), "service_unavailable", "unavailable", None, error.retry_after_s)
+        case MissingPiece():
+            return ErrorAnswer(501, str(error), "not_implemented", "missing_piece")
         case DeadlineExceeded():
             return ErrorAnswer(504, str(error), "timeout_error", "timeout")
         case Cancelled():
@@ -140,7 +143,7 @@ def describe(error: BaseException) -> ErrorAnswer:
         case ValidationError():
             return describe(invalid_from(error.errors(include_url=False, include_context=False)))
         case RequestValidationError():
-            return describe(invalid_from(error.errors()))
+            return describe(invalid_from(error.errors(), has_location=True))
         case _:
             return ErrorAnswer(500, "The server failed to answer this request; its log says why.", "server_error")
 
@@ -153,14 +156,17 @@ def _http_message(error: HTTPException) -> str:
     return str(error.detail)
 
 
-def invalid_from(errors: list[ErrorDetails] | Any) -> InvalidRequest:
-    """One error naming one field, from pydantic's list: the deepest, which is the most specific."""
+def invalid_from(errors: list[ErrorDetails] | Any, *, has_location: bool = False) -> InvalidRequest:
+    """One error naming one field, from pydantic's list: the deepest, which is the most specific.
+
+    `has_location`: FastAPI has put the part of the request (`query`, `path`) before each field.
+    """
     error = max(errors, key=lambda e: len(e["loc"]))
     # Names of union branches are written in angle brackets in the schemas; they are no part of the client's path.
     path = [str(part) for part in error["loc"] if not (isinstance(part, str) and part.startswith("<"))]
     if path and path[-1] in ("str", "dict[str,any]"):
         path.pop()
-    if path and path[0] in ("query", "path", "header"):
+    if has_location and path and path[0] in ("query", "path", "header"):
         path = path[1:]
     param = ".".join(path) or None
     if error["type"] == "missing":
@@ -179,11 +185,18 @@ def is_anthropic(path: str) -> bool:
     return path.startswith("/v1/messages")
 
 
+def is_rerank(path: str) -> bool:
+    return path.endswith("/rerank")
+
+
 def error_response(scope: Scope, error: BaseException) -> Response:
     """The whole answer, in the shape of the path's protocol."""
     answer = describe(error)
     if is_anthropic(scope["path"]):
         body = answer.anthropic(request_id_of(scope))
+    elif is_rerank(scope["path"]):
+        # Cohere's clients read `message`, Jina's and vLLM's users expect the rest.
+        body = {"message": answer.message, **answer.openai()}
     else:
         body = answer.openai()
     return Response(orjson.dumps(body), answer.status, answer.headers(), "application/json")

@@ -47,6 +47,7 @@ STATUSES = {
     "413": "The body is too large.",
     "429": "Too many requests; `Retry-After` says when to return.",
     "500": "The server failed.",
+    "501": "A program or package that this needs is not installed; the body has the install line.",
     "503": "Nothing can be served now.",
     "504": "The request ran out of time.",
 }

@@ -39,6 +39,12 @@ def find_model(context: ServerContext, name: str | None) -> ServedModel:
     """The model that a request names. Any name is served, unless the server is strict about it."""
     model = context.require_model()
     server = context.settings.server
+    if name != model.id and (beside := context.beside.named(name)):
+        raise InvalidRequest(
+            f"The model '{name}' is served for {beside[0].task}, not for chat; '{model.id}' is.",
+            param="model",
+            code="invalid_value",
+        )
     if not server.strict_model_id or name == model.id:
         return model
     aliases = dict(alias.split("=", 1) for alias in server.model_alias)

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 L = TypeVar("L", bound="Launched")
 
+SHORT_PAUSE_S = 0.001
+"""A job between two steps that is shorter than this is not noticed."""
+
 
 class Launched(Protocol):
     """A step on its way through the device."""
@@ -74,9 +77,9 @@ class Engine:
     """Owner of scheduler and runner; everything here happens on the thread that calls `step`.
 
     `before_plan` are called with the time before each plan and may change limits or cancel; `on_finished` are told of
-    each ended sequence, `on_step` of each collected step with the seconds since the one before; `on_idle` when there is
-    nothing to do, and say whether there now is; `on_sharing` hear before each step how many rows the thread's other
-    engines decode. `reports` add to `EngineStatus.extra`.
+    each ended sequence, `on_step` of each collected step that was not paused, with the seconds since the one before;
+    `on_idle` when there is nothing to do, and say whether there now is; `on_sharing` hear before each step how many
+    rows the thread's other engines decode. `reports` add to `EngineStatus.extra`.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Engine:
         self._pulse = Pulse()
         self._num_steps = 0
         self._last_collected = clock()
+        self._paused_s = 0.0
         self.before_plan: list[Callable[[float], None]] = []
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
@@ -144,6 +148,10 @@ class Engine:
     def now(self) -> float:
         return self._clock()
 
+    def paused(self, seconds: float) -> None:
+        """The thread has done something else for so long; no step is to be blamed for it."""
+        self._paused_s += seconds
+
     # ── the turn ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> None:
@@ -182,8 +190,11 @@ class Engine:
             return False
         now = self._clock()
         elapsed_s, self._last_collected = now - self._last_collected, now
-        for callback in self.on_step:
-            callback(launched.plan, elapsed_s)
+        paused_s, self._paused_s = self._paused_s, 0.0
+        # The device may have done both at once; a step that shared its time tells nothing of what it costs.
+        if paused_s < SHORT_PAUSE_S:
+            for callback in self.on_step:
+                callback(launched.plan, elapsed_s)
         self._committed += self.scheduler.commit(launched.plan, result, now)
         if result.sampled or launched.plan.chunks:
             self._pulse.progress()

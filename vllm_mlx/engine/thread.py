@@ -282,11 +282,14 @@ class EngineThread:
     def _call(self, engine: Engine, message: Call) -> None:
         if not message.future.set_running_or_notify_cancel():
             return
+        started = engine.now()
         try:
             result = message.job()
         except BaseException as error:  # belongs to whoever asked
+            engine.paused(engine.now() - started)
             message.future.set_exception(error)
         else:
+            engine.paused(engine.now() - started)
             self._status = engine.status()  # who waited for the job sees what it changed
             message.future.set_result(result)
 

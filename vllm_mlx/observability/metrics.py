@@ -74,6 +74,19 @@ class Metrics:
             ["route"],
             registry=self.registry,
         )
+        self.beside_latency = Histogram(
+            "vllm_mlx:beside_request_seconds",
+            "Requests to the models beside the served one, arrival to answer, by task.",
+            ["task"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.beside_tokens = Counter(
+            "vllm_mlx:beside_tokens", "Tokens embedded and scored, by task.", ["task"], registry=self.registry
+        )
+        self.truncated_inputs = Counter(
+            "vllm_mlx:embedding_truncated", "Inputs of which only the beginning was embedded.", registry=self.registry
+        )
         self.http_answers = Counter(
             "vllm_mlx:http_requests",
             "HTTP answers by route and status.",

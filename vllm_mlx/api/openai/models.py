@@ -12,25 +12,33 @@ from starlette.responses import Response
 from vllm_mlx.api.context import ServedModel, ServerContext, get_context
 from vllm_mlx.api.requests import json_response
 from vllm_mlx.errors import UnknownModel
+from vllm_mlx.generation.oneshot import BesideModel
 
 router = APIRouter(tags=["OpenAI"])
 
 Context = Annotated[ServerContext, Depends(get_context)]
 
 
-@router.get("/v1/models", summary="List the models", description="The served model's id, then its aliases.")
+@router.get(
+    "/v1/models",
+    summary="List the models",
+    description="The served model's id, then its aliases, then the models beside it.",
+)
 async def list_models(http: Request, context: Context) -> Response:
     model = context.require_model()
     names = served_names(context, model)
     if "anthropic-version" in http.headers:
         data = [_anthropic_model(model, name) for name in names]
         return json_response({"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]})
-    return json_response({"object": "list", "data": [_openai_model(model, name) for name in names]})
+    data = [_openai_model(model, name) for name in names] + [_beside_model(one) for one in context.beside]
+    return json_response({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def retrieve_model(model_id: str, http: Request, context: Context) -> Response:
     model = context.require_model()
+    if beside := context.beside.named(model_id):
+        return json_response(_beside_model(beside[0]))
     if model_id not in served_names(context, model):
         raise UnknownModel(f"The model '{model_id}' is not served here; '{model.id}' is.", param="model")
     render = _anthropic_model if "anthropic-version" in http.headers else _openai_model
@@ -54,6 +62,18 @@ def _openai_model(model: ServedModel, name: str) -> dict[str, Any]:
         "root": model.id,
         "parent": None,
         "max_model_len": model.context_tokens,
+    }
+
+
+def _beside_model(model: BesideModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "vllm-mlx",
+        "root": model.id,
+        "parent": None,
+        "task": model.task,
     }
 
 

@@ -1,0 +1,63 @@
+"""What every route beside the chat does alike: find the model, count the request as live, watch the client, take a
+permit, keep the time. asyncio thread."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+
+from vllm_mlx.api.context import ServerContext
+from vllm_mlx.api.errors import request_id_of
+from vllm_mlx.api.live import LiveRequest
+from vllm_mlx.api.requests import caller_of
+from vllm_mlx.api.sse import watch_client
+from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation.oneshot import BesideModel, OneShots
+
+
+def find_beside(context: ServerContext, task: str, name: str | None) -> BesideModel:
+    """The model for a task; raises naming the flag when there is none, and for the name of another model."""
+    served = context.require_model()
+    found = context.beside.find(task, name, is_strict=context.settings.server.strict_model_id)
+    if name == served.id and name != found.id:
+        raise InvalidRequest(f"'{name}' is the chat model; '{found.id}' is for {task}.", param="model")
+    return found
+
+
+def require_oneshots(context: ServerContext) -> OneShots:
+    assert context.oneshots is not None, "a ready server without its one-shot jobs"
+    return context.oneshots
+
+
+@asynccontextmanager
+async def track(context: ServerContext, http: Request, model: BesideModel, route: str) -> AsyncIterator[str]:
+    """The request is live and timed inside the block, whose value is its id."""
+    id = f"{route}-{uuid.uuid4().hex}"
+    entry = LiveRequest(
+        id=id,
+        request_id=request_id_of(http.scope) or id,
+        route=route,
+        model=model.id,
+        is_stream=False,
+        generation_ids=(),
+        client=caller_of(http).name,
+    )
+    started = time.monotonic()
+    with context.live.track(entry):
+        yield id
+    context.metrics.beside_latency.labels(task=model.task).observe(time.monotonic() - started)
+
+
+@asynccontextmanager
+async def beside_job(context: ServerContext, http: Request, model: BesideModel, route: str) -> AsyncIterator[str]:
+    """`track`, and inside it a permit, the time limit, and an end when the client leaves."""
+    async with (
+        track(context, http, model, route) as id,
+        watch_client(http.receive),
+        require_oneshots(context).admitted(),
+    ):
+        yield id

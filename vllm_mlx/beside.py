@@ -1,0 +1,71 @@
+"""The models beside the served one: found, checked and loaded with it. Part of the composition root.
+
+`find` blocks (downloads) and runs before MLX is loaded; `load` belongs to the MLX thread; `services` makes of what was
+loaded the registry that the HTTP side looks into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_mlx.generation.encoding import EncodingService
+from vllm_mlx.generation.oneshot import BesideModel, BesideModels, OneShots
+from vllm_mlx.models.download import Bar, resolve
+from vllm_mlx.models.profile import read_profile
+from vllm_mlx.settings import Settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was asked for: what it is for, its name in the API, where its files are and how large."""
+
+    task: str
+    id: str
+    folder: Path
+    weights_bytes: int
+
+
+def find(settings: Settings) -> list[Source]:
+    """Fetch what the flags name; raises ModelLoadError, one sentence, for what cannot be served."""
+    beside, model = settings.beside, settings.model
+    sources = []
+    for task, name in (("embedding", beside.embedding_model), ("rerank", beside.rerank_model)):
+        if name is None:
+            continue
+        folder = resolve(
+            name,
+            offline=model.offline,
+            timeout_s=model.download_timeout,
+            retries=model.download_retries,
+            progress=Bar(name),
+        )
+        sources.append(Source(task, name, folder, read_profile(folder).weights_bytes))
+    return sources
+
+
+def load(source: Source, settings: Settings) -> Any:
+    """The loaded model of a source. MLX thread."""
+    from vllm_mlx.models import encoder  # imports MLX
+
+    loaders = {"embedding": encoder.load_embedder, "rerank": encoder.load_reranker}
+    model = settings.model
+    return loaders[source.task](source.folder, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+
+
+def services(settings: Settings, oneshots: OneShots, loaded: Sequence[tuple[Source, Any]]) -> BesideModels:
+    """The registry: each loaded model with the service that does its jobs."""
+    return BesideModels([_serve(settings, oneshots, source, model) for source, model in loaded])
+
+
+def _serve(settings: Settings, oneshots: OneShots, source: Source, model: Any) -> BesideModel:
+    beside = settings.beside
+    service = EncodingService(
+        oneshots,
+        model,
+        max_length=beside.embedding_max_length if source.task == "embedding" else None,
+        refuses_overflow=source.task == "embedding" and beside.embedding_overflow_policy == "error",
+    )
+    return BesideModel(source.id, source.task, service, model.nbytes)
