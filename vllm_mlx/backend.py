@@ -123,6 +123,7 @@ class Backend:
             limits=settings.limits,
             guards=settings.guards,
             parsing=settings.parsing,
+            agents=settings.agents,
             media=media_loader(settings) if loaded[0].media is not None else None,
             expander=loaded[0].media,
             grammar=GrammarCompiler.for_tokenizer(

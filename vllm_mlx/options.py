@@ -70,8 +70,8 @@ ELSEWHERE: dict[str, str] = {
 
 SECTIONS = {
     "server": "server", "model": "model", "sampling": "sampling defaults", "cache": "cache", "batch": "batching",
-    "limits": "limits", "guards": "guards", "parsing": "reasoning and tools", "media": "images and video",
-    "beside": "models beside the served one",
+    "limits": "limits", "guards": "guards", "parsing": "reasoning and tools", "agents": "agents' prompts",
+    "media": "images and video", "beside": "models beside the served one",
     "cpu": "CPU backend on Linux",
 }
 

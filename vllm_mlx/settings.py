@@ -276,6 +276,31 @@ class ParsingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What is done to the prompts of agents so that each one extends the one before (docs/agents.md)."""
+
+    strip_volatile: bool = option(
+        True, "Leave out what some agents put into a prompt that differs in each request and tells the model nothing: "
+        "the billing line before the system text, and turns that only count the tokens left.",
+        "--strip-volatile-lines", off_flag="--keep-volatile-lines")
+    system_turns: str = option(
+        "in-place", "System turns inside a conversation: where they stand (as user turns where the template takes no "
+        "others), always as user turns, or moved to the front, which costs the prefix cache.", "--system-turns",
+        choices=("in-place", "as-user", "front"))
+    keep_reasoning: str = option(
+        "auto", "Reasoning of earlier turns that a client sends back: kept in the prompt when the request has tools "
+        "(auto) or always, even if the chat template would drop it, or as the template has it.", "--keep-reasoning",
+        choices=("auto", "always", "template"))
+    sort_tools: bool = option(
+        False, "Show the model a request's tools by name, for clients that send them in changing order.",
+        "--sort-tools")
+    background_model: tuple[str, ...] = option(
+        ("*haiku*", "gpt-*-mini", "gpt-*-nano"), "Name (or pattern with *) by which agents ask for a small model in "
+        "the background; such requests run behind the others. The served model's own names never count. May be "
+        "repeated; an empty one is none.", "--background-model", metavar="NAME")
+
+
+@dataclass(frozen=True, slots=True)
 class MediaSettings:
     """Where images and videos may come from, and what is kept of them."""
 
@@ -345,6 +370,7 @@ class Settings:
     limits: LimitSettings = LimitSettings()
     guards: GuardSettings = GuardSettings()
     parsing: ParsingSettings = ParsingSettings()
+    agents: AgentSettings = AgentSettings()
     media: MediaSettings = MediaSettings()
     beside: BesideSettings = BesideSettings()
     cpu: CpuSettings = CpuSettings()

@@ -20,7 +20,7 @@ from tests.api.fakes import (
 )
 from tests.api.test_bad_input import FUZZ, bodies
 from vllm_mlx.api.anthropic.schemas import MessagesRequest
-from vllm_mlx.errors import ContextLengthExceeded, EngineError, Overloaded, Unavailable
+from vllm_mlx.errors import ContextLengthExceeded, EngineError, InvalidRequest, Overloaded, Unavailable
 from vllm_mlx.generation.events import GenerationUsage, KeepAlive
 from vllm_mlx.generation.request import MediaPart, TextPart
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta
@@ -171,8 +171,8 @@ async def test_every_field_reaches_the_generation_request():
     service = FakeGeneration()
     body = body_of(
         system=[
-            {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc;"},
-            {"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}},
+            {"type": "text", "text": "Be"},
+            {"type": "text", "text": " brief", "cache_control": {"type": "ephemeral"}},
         ],
         messages=[
             {"role": "user", "content": [
@@ -195,7 +195,8 @@ async def test_every_field_reaches_the_generation_request():
         tool_choice={"type": "tool", "name": "f", "disable_parallel_tool_use": True},
         temperature=0.3, top_p=0.9, top_k=5, stop_sequences=["END"], metadata={"user_id": "u"},
         thinking={"type": "enabled", "budget_tokens": 2048}, output_config={"effort": "high"},
-        context_management={"edits": []}, service_tier="auto",
+        context_management={"edits": [{"type": "clear_tool_uses_20250919", "keep": {"type": "tool_uses", "value": 3}},
+                                      {"type": "clear_thinking_20251015", "keep": "all"}]}, service_tier="auto",
     )  # fmt: skip
     assert (await ask(service, body)).status_code == 200
     (request,) = service.requests
@@ -211,6 +212,7 @@ async def test_every_field_reaches_the_generation_request():
     assert tool.tool_call_id == "t1" and tool.text == "Error: no" and after.text == "go on"
     assert request.tool_choice.mode == "named" and not request.parallel_tool_calls
     assert request.reasoning.enabled and request.reasoning.max_tokens == 2048 and request.reasoning.effort == "high"
+    assert request.reasoning.keep_earlier is True
     assert request.sampling.temperature == 0.3 and request.sampling.top_k == 5
     assert request.stop == ("END",) and request.max_tokens == 64 and request.clamp_max_tokens
 
@@ -353,6 +355,7 @@ async def test_counted_tokens_are_those_of_the_same_prompt():
         ("stop_sequences", [" "], "stop_sequences"),
         ("stream", "x", "stream"),
         ("output_config", {"effort": "huge"}, "output_config.effort"),
+        ("context_management", {"edits": [{}]}, "context_management.edits.0.type"),
         ("mcp_servers", [{"url": "x"}], "mcp_servers"),
         ("container", "c", "container"),
     ],
@@ -366,6 +369,65 @@ async def test_each_wrong_field_is_a_400_in_anthropics_shape_that_names_it(field
     error = response.json()
     assert error["type"] == "error" and error["error"]["type"] == "invalid_request_error"
     assert words in error["error"]["message"], error
+
+
+async def test_a_result_must_name_a_call_that_was_made():
+    result = {"type": "tool_result", "tool_use_id": "toolu_9", "content": "x"}
+    response = await ask(FakeGeneration(), body_of(messages=[{"role": "user", "content": [result]}]))
+    assert response.status_code == 400
+    assert "messages.0.content.0.tool_use_id" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("param", "expected"),
+    [
+        ("tools.1.function.parameters", "tools.1.input_schema"),
+        ("stop.0", "stop_sequences.0"),
+        ("response_format", "output_config.format.schema"),
+        ("reasoning_effort", "output_config.effort"),
+        ("messages.1.content", "messages.1.content"),
+    ],
+)
+async def test_what_the_service_refuses_is_named_as_this_protocol_names_it(param, expected):
+    async with client_for(make_context(FakeGeneration(refusal=InvalidRequest("No.", param=param)))) as client:
+        message = (await client.post(PATH, json=body_of())).json()["error"]["message"]
+    assert message == f"{expected}: No."
+
+
+async def test_no_part_of_the_usage_is_nought_while_it_is_untold():
+    """Clients take an `input_tokens` of 0 for one that was not sent, and go back to the whole prompt's."""
+    for cached in (0, 16, 31):
+        usage = GenerationUsage(32, 7, num_cached_tokens=cached)
+        service = FakeGeneration(lambda r, usage=usage: says("x", end=finished(usage=usage)))
+        found = (await ask(service, body_of())).json()["usage"]
+        assert found["input_tokens"] >= 1
+        assert sum(v for k, v in found.items() if k != "output_tokens") == 32
+
+
+async def test_what_tools_at_anthropic_did_is_left_out_of_a_history():
+    service = FakeGeneration()
+    history = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [
+            {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {}},
+            {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []},
+            {"type": "text", "text": "found"}]},
+        {"role": "user", "content": "And?"},
+    ]  # fmt: skip
+    assert (await ask(service, body_of(messages=history))).status_code == 200
+    assert [m.text for m in service.requests[0].messages] == ["Hi", "found", "And?"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [("all", True), ({"type": "thinking_turns", "value": 3}, True), ({"type": "thinking_turns", "value": 1}, False),
+     (None, None), (5, False)],
+)  # fmt: skip
+async def test_clear_thinking_says_whether_earlier_thinking_is_kept(keep, kept):
+    service = FakeGeneration()
+    edit = {"type": "clear_thinking_20251015", **({} if keep is None else {"keep": keep})}
+    await ask(service, body_of(context_management={"edits": [edit]}))
+    assert service.requests[0].reasoning.keep_earlier is kept
 
 
 @FUZZ

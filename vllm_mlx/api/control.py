@@ -51,9 +51,15 @@ async def status(context: Context) -> Response:
     return json_response(body)
 
 
-@router.get("/v1/requests", summary="The requests being answered now")
-async def list_requests(context: Context) -> Response:
-    return json_response({"object": "list", "data": _requests(context, context.read_status())})
+@router.get(
+    "/v1/requests",
+    summary="The requests being answered now",
+    description="`session` narrows it to one conversation, by the name that the agent gives it in a header.",
+)
+async def list_requests(context: Context, session: str | None = None) -> Response:
+    found = _requests(context, context.read_status())
+    data = [request for request in found if session is None or request["session"] == session]
+    return json_response({"object": "list", "data": data})
 
 
 @router.post(
@@ -126,6 +132,7 @@ def _describe(request: LiveRequest, generation_id: str, progress: Progress | Non
         "route": request.route,
         "model": request.model,
         "stream": request.is_stream,
+        "session": request.session or None,
         "elapsed_s": round(now - request.started, 3),
     }
     if progress is None:

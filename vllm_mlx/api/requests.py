@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import orjson
@@ -54,6 +55,32 @@ def find_model(context: ServerContext, name: str | None) -> ServedModel:
     raise UnknownModel(f"{wanted}; it serves '{model.id}'.", param="model", code="model_not_found")
 
 
+BACKGROUND_PRIORITY = 100
+"""Lower runs first; a request that says nothing has 0."""
+
+
+def is_background(context: ServerContext, name: str | None) -> bool:
+    """Whether an agent asks under a small model's name, as it does for titles and summaries that nobody waits for."""
+    model = context.require_model()
+    if name is None or name in (model.id, "default"):
+        return False
+    return any(fnmatchcase(name, pattern) for pattern in context.settings.agents.background_model)
+
+
+SESSION_HEADERS = (
+    "x-session-id", "x-claude-code-session-id", "session-id", "thread-id", "x-session-affinity", "x-conversation-id",
+)  # fmt: skip
+
+
+def session_of(http: Request) -> str:
+    """The agent's own name of its conversation, as far as it is fit to be shown; empty when it gives none."""
+    for name in SESSION_HEADERS:
+        value = http.headers.get(name, "")[:128]
+        if value and value.isprintable():
+            return value
+    return ""
+
+
 def check_trust(context: ServerContext, caller: Caller, override: str | None) -> None:
     """A request may change the repetition policy if its sender is known, or is on this machine with the server."""
     if override is None or override == context.settings.guards.repetition_policy:
@@ -82,13 +109,14 @@ MAX_CHOICES = 128
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A validated request on its way to the service."""
+    """A validated request on its way to the service. `asked_model` is the name that the client used."""
 
     id: str
     route: str
     model: ServedModel
     requests: Sequence[GenerationRequest]
     is_stream: bool
+    asked_model: str | None = None
     owner: str = ""
     snapshot: Callable[[], dict[str, Any]] | None = None
 
@@ -108,6 +136,9 @@ async def run_whole(context: ServerContext, http: Request, job: Job) -> list[Mes
 
 async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGenerator[Indexed, None]:
     """The job's events; iterate them or close them."""
+    requests = job.requests
+    if is_background(context, job.asked_model):
+        requests = [replace(r, priority=r.priority or BACKGROUND_PRIORITY) for r in requests]
     entry = LiveRequest(
         id=job.id,
         request_id=request_id_of(http.scope) or job.id,
@@ -117,10 +148,11 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         generation_ids=tuple(request.id for request in job.requests),
         client=caller_of(http).name,
         owner=job.owner,
+        session=session_of(http),
         snapshot=job.snapshot,
     )
     service = context.require_service()
-    return await open_choices(service, job.requests, live=context.live, entry=entry, metrics=context.metrics)
+    return await open_choices(service, requests, live=context.live, entry=entry, metrics=context.metrics)
 
 
 def json_response(body: Any, status: int = 200) -> Response:

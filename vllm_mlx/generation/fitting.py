@@ -77,7 +77,7 @@ def _fit_system_turns(messages: list[ChatMessage], traits: Traits) -> list[ChatM
     if len(leading) > 1 and not traits.takes_leading_systems:
         leading = [_merge(leading)]
     if not traits.takes_later_systems:
-        rest = [_as_user(m) if m.role == "system" else m for m in rest]
+        rest = [as_user(m) if m.role == "system" else m for m in rest]
     if leading and not traits.takes_system:
         system = _merge(leading)
         if rest and rest[0].role == "user":
@@ -88,7 +88,7 @@ def _fit_system_turns(messages: list[ChatMessage], traits: Traits) -> list[ChatM
     return leading + rest
 
 
-def _as_user(message: ChatMessage) -> ChatMessage:
+def as_user(message: ChatMessage) -> ChatMessage:
     """A system turn where the template takes none: the same words in the same place, marked as what they are."""
     parts = (TextPart("<system-reminder>\n"), *message.parts, TextPart("\n</system-reminder>"))
     return replace(message, role="user", parts=parts)

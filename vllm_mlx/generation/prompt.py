@@ -225,6 +225,7 @@ class PromptBuilder:
             variables=self.template_variables(request),
             continue_final_message=request.continue_final_message,
             add_generation_prompt=add_generation_prompt,
+            keep_reasoning=bool(request.reasoning.keep_earlier),
         )
 
     @property

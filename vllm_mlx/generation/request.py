@@ -107,11 +107,16 @@ class SamplingOverrides:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningOptions:
-    """`enabled` None leaves it to the template; `effort` is passed to the template; `max_tokens` caps the reasoning."""
+    """`enabled` None leaves it to the template; `effort` is passed to the template; `max_tokens` caps the reasoning.
+
+    `keep_earlier`: show the model its reasoning of earlier turns also where the template would drop it; None leaves it
+    to the server.
+    """
 
     enabled: bool | None = None
     effort: str | None = None
     max_tokens: int | None = None
+    keep_earlier: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

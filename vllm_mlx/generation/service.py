@@ -41,6 +41,8 @@ from vllm_mlx.generation.output import OutputAssembler
 from vllm_mlx.generation.prompt import BuiltPrompt, MediaExpander, PromptBuilder
 from vllm_mlx.generation.reading import AnswerReader, Reading, named_format
 from vllm_mlx.generation.request import GenerationRequest, MediaPart
+from vllm_mlx.generation.steady import steady
+from vllm_mlx.settings import AgentSettings
 
 if TYPE_CHECKING:
     from vllm_mlx.models.profile import ModelProfile
@@ -124,6 +126,7 @@ class GenerationService:
         media: LoadsMedia | None = None,
         expander: MediaExpander | None = None,
         grammar: GrammarCompiler | None = None,
+        agents: AgentSettings | None = None,
         keep_alive_s: float = 5.0,
         prompt_workers: int = 2,
         media_workers: int = 4,
@@ -137,6 +140,7 @@ class GenerationService:
         self._limits = limits
         self._guards = guards
         self._parsing = parsing
+        self._agents = agents or AgentSettings()
         self._media = media
         self._grammar = grammar
         self._keep_alive_s = keep_alive_s
@@ -182,6 +186,7 @@ class GenerationService:
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens the request's prompt would have: exactly what `generate` would report."""
         check_request(request, vocab_size=self._profile.vocab_size)
+        request = steady(request, self._agents)
         request, images, videos = await self._load_media(request, None)
         prompt, _ = await self._in_pool(self._prompt_pool, lambda: self._builder.tokens(request, images, videos))
         return len(prompt)
@@ -192,6 +197,7 @@ class GenerationService:
             text = request.prompt
             return tuple(await self._in_pool(self._prompt_pool, lambda: self._encode(text, add_special_tokens)))
         check_request(request, vocab_size=self._profile.vocab_size)
+        request = steady(request, self._agents)
         request, images, videos = await self._load_media(request, None)
         prompt, _ = await self._in_pool(self._prompt_pool, lambda: self._builder.tokens(request, images, videos))
         return prompt.token_ids
@@ -231,6 +237,7 @@ class GenerationService:
     async def _prepare(self, job: Job) -> Prepared:
         request = job.request
         check_request(request, vocab_size=self._profile.vocab_size)
+        request = steady(request, self._agents)
         sampling, provenance = choose_sampling(
             request.sampling, self._sampling, self._profile.generation_defaults, vocab_size=self._profile.vocab_size
         )

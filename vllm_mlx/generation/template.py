@@ -15,6 +15,7 @@ from typing import Any
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.engine_port import Tokenizer
 from vllm_mlx.generation.fitting import fit, merged_parts, tool_schema
+from vllm_mlx.generation.kept_reasoning import Kept
 from vllm_mlx.generation.request import ChatMessage, MediaPart, TextPart, Tool
 from vllm_mlx.generation.traits import Traits, Turn, read_traits
 from vllm_mlx.parsers.discover import find_tool_format
@@ -56,19 +57,27 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
+        keep_reasoning: bool = False,
     ) -> str:
-        """The prompt's text. InvalidRequest when the template refuses the conversation."""
+        """The prompt's text. InvalidRequest when the template refuses the conversation.
+
+        `keep_reasoning`: reasoning of earlier turns stays where it was written, also if the template would drop it.
+        """
         turns = self.turns(messages, tools)
+        kept = Kept.of(turns, self.traits) if keep_reasoning else None
+        if kept is not None:
+            variables = {**kept.variables(self.source), **(variables or {})}
         if continue_final_message:
             turns = _as_continuable(turns)
         try:
-            return self._apply(
+            text = self._apply(
                 turns,
                 tools=self._shown_tools(tools),
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(variables or {}),
             )
+            return kept.fill(text) if kept is not None else text
         except Exception as error:  # a template is foreign code and raises what it likes
             raise InvalidRequest(
                 f"The chat template of this model cannot render these messages: {_first_line(error)}", param="messages"

@@ -27,7 +27,9 @@ class Traits:
     """What a template can take. `media`: (role, kind) of the media parts for which it writes a placeholder.
 
     `wants_tools_always`: it walks over the tools without asking whether there are any. `call_ids`: "any", or "nine"
-    where ids of calls must have nine letters and digits.
+    where ids of calls must have nine letters and digits. `reasoning_frame`: what the template writes before and after
+    the reasoning of its last turn, where it leaves out that of earlier ones. `call_gap`: what stands between a turn's
+    words and its first call, and not before a call without words.
     """
 
     takes_strings: bool = True
@@ -44,6 +46,8 @@ class Traits:
     wants_arguments_as_text: bool = False
     call_ids: str = "any"
     reasoning_key: str | None = None
+    reasoning_frame: tuple[str, str] | None = None
+    call_gap: str = ""
     media: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -53,6 +57,7 @@ def read_traits(apply: Callable[..., str], source: str, placeholders: Mapping[st
     later = probe.render(probe.user, probe.answer, probe.say("system", "probe-s"), probe.user, probe.answer, probe.user)
     leading = probe.render(probe.say("system", "probe-1"), probe.say("system", "probe-2"), probe.user)
     calls = _read_calls(probe)
+    reasoning_key = next((k for k in _REASONING_KEYS if _mentions_field(source, k)), None)
     return Traits(
         takes_strings=probe.takes_strings,
         takes_parts=probe.takes_parts,
@@ -64,7 +69,8 @@ def read_traits(apply: Callable[..., str], source: str, placeholders: Mapping[st
         ),
         takes_tools="probe_tool" in probe.render(probe.user, tools=[_TOOL]),
         wants_tools_always=probe.wants_tools_always,
-        reasoning_key=next((k for k in _REASONING_KEYS if _mentions_field(source, k)), None),
+        reasoning_key=reasoning_key,
+        reasoning_frame=_read_frame(probe, reasoning_key) if reasoning_key else None,
         media=frozenset(
             (role, kind)
             for kind, placeholder in placeholders.items()
@@ -136,6 +142,7 @@ def _read_calls(probe: _Probe) -> dict[str, Any]:
     then_user = probe.render(
         probe.user, probe.call(arguments), probe.result(), probe.say("user", "probe-v"), tools=[_TOOL]
     )
+    with_words = {**probe.call(arguments), **probe.say("assistant", "probe-a")}
     ids_are_free = all("probe-r" in talk(arguments, call_id) for call_id in ("c1", "call_" + "0" * 24))
     return {
         "takes_tool_turns": True,
@@ -143,7 +150,33 @@ def _read_calls(probe: _Probe) -> dict[str, Any]:
         "takes_user_after_tool": _in_order(then_user, "probe-r", "probe-v"),
         "wants_arguments_as_text": as_text,
         "call_ids": "any" if ids_are_free else "nine",
+        "call_gap": _gap(
+            probe.render(probe.user, probe.call(arguments), probe.result(), tools=[_TOOL]),
+            probe.render(probe.user, with_words, probe.result(), tools=[_TOOL]),
+        ),
     }
+
+
+def _gap(without_words: str, with_words: str) -> str:
+    """What a template adds to words that a call follows."""
+    head, found, tail = with_words.partition("probe-a")
+    if not found or not without_words.startswith(head):
+        return ""
+    gap = tail.removesuffix(without_words[len(head) :])
+    return gap if gap != tail and gap.isspace() else ""
+
+
+def _read_frame(probe: _Probe, key: str) -> tuple[str, str] | None:
+    """Text around the reasoning of the last turn; None where earlier turns keep theirs, or the last one has none."""
+    thinking = {**probe.answer, key: "probe-t"}
+    earlier = probe.render(probe.user, thinking, probe.user)
+    last = probe.render(probe.user, thinking, add_generation_prompt=False)
+    head, found, _ = earlier.partition("probe-a")
+    if not found or "probe-t" in earlier or not last.startswith(head):
+        return None
+    before, found, rest = last[len(head) :].partition("probe-t")
+    after, has_answer, _ = rest.partition("probe-a")
+    return (before, after) if found and has_answer else None
 
 
 def _media_roles(probe: _Probe, kind: str, placeholder: str) -> list[str]:

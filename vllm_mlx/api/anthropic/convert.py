@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +22,6 @@ from vllm_mlx.generation.request import (
     ToolCall,
     ToolChoice,
 )
-
-# A line that one agent puts in front of its system text; it changes between builds and requests, says nothing to the
-# model, and would cost every cached token behind it.
-_BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
 
 
 def prompt_request(body: wire.PromptFields, *, id: str, **rest: Any) -> GenerationRequest:
@@ -87,15 +82,23 @@ def messages_of(body: wire.PromptFields) -> tuple[ChatMessage, ...]:
     if not body.messages:
         raise InvalidRequest("'messages' must have at least one message.", param="messages", code="invalid_value")
     turns = [ChatMessage("system", system)] if (system := _system_parts(body.system)) else []
+    call_ids: set[str] = set()
     for i, message in enumerate(body.messages):
+        for j, block in enumerate(message.content if not isinstance(message.content, str) else ()):
+            if isinstance(block, wire.ToolUseBlock):
+                call_ids.add(block.id)
+            elif isinstance(block, wire.ToolResultBlock) and block.tool_use_id not in call_ids:
+                raise InvalidRequest(
+                    f"no earlier 'tool_use' block has the id '{block.tool_use_id}' that this result names.",
+                    param=f"messages.{i}.content.{j}.tool_use_id",
+                    code="invalid_value",
+                )
         turns.extend(_turns_of(message, f"messages.{i}"))
     return tuple(turns)
 
 
 def _system_parts(system: str | list[wire.TextBlock] | None) -> tuple[TextPart, ...]:
     texts = [system] if isinstance(system, str) else [block.text for block in system or ()]
-    if texts:
-        texts[0] = _BILLING_LINE.sub("", texts[0])
     return tuple(TextPart(text) for text in texts if text)
 
 
@@ -114,7 +117,9 @@ def _turns_of(message: wire.Message, path: str) -> list[ChatMessage]:
                 turns.append(ChatMessage(message.role, tuple(parts)))
                 parts = []
             turns.append(_tool_turn(block, here))
-        elif isinstance(block, (wire.TextBlock, wire.ImageBlock, wire.DocumentBlock, wire.SearchResultBlock)):
+        elif isinstance(block, wire.HostedBlock):
+            continue  # Nothing that this model could read.
+        elif isinstance(block, _SAID):
             if message.role == "system" and not isinstance(block, (wire.TextBlock, wire.ImageBlock)):
                 raise _misplaced(block, message.role, here)
             parts.extend(_parts_of(block, here))
@@ -135,7 +140,7 @@ def _assistant_turn(blocks: Sequence[wire.Block], path: str) -> ChatMessage:
                 parts.append(TextPart(block.text))
             case wire.ThinkingBlock():
                 reasoning.append(block.thinking)
-            case wire.RedactedThinkingBlock():
+            case wire.RedactedThinkingBlock() | wire.HostedBlock():
                 pass  # Nobody but its author could read it.
             case wire.ToolUseBlock():
                 calls.append(ToolCall(block.id, block.name, orjson.dumps(block.input).decode()))
@@ -157,9 +162,11 @@ def _tool_turn(block: wire.ToolResultBlock, path: str) -> ChatMessage:
     return ChatMessage("tool", tuple(parts), tool_call_id=block.tool_use_id)
 
 
-def _parts_of(
-    block: wire.TextBlock | wire.ImageBlock | wire.DocumentBlock | wire.SearchResultBlock, path: str
-) -> list[Part]:
+Said = wire.TextBlock | wire.ImageBlock | wire.DocumentBlock | wire.SearchResultBlock | wire.ToolReferenceBlock
+_SAID = (wire.TextBlock, wire.ImageBlock, wire.DocumentBlock, wire.SearchResultBlock, wire.ToolReferenceBlock)
+
+
+def _parts_of(block: Said, path: str) -> list[Part]:
     match block:
         case wire.TextBlock():
             return [TextPart(block.text)]
@@ -173,6 +180,8 @@ def _parts_of(
         case wire.SearchResultBlock():
             text = "\n".join(item.text for item in block.content)
             return [TextPart(f"{block.title} ({block.source})\n{text}")]
+        case wire.ToolReferenceBlock():
+            return [TextPart(block.tool_name)]
 
 
 def _document_text(block: wire.DocumentBlock) -> str:
@@ -244,7 +253,17 @@ def _reasoning(body: wire.PromptFields) -> ReasoningOptions:
         enabled=enabled,
         effort=body.output_config.effort if body.output_config else None,
         max_tokens=thinking.budget_tokens if thinking else None,
+        keep_earlier=_keeps_thinking(body.context_management),
     )
+
+
+def _keeps_thinking(management: wire.ContextManagement | None) -> bool | None:
+    """Whether the client asks for the thinking of earlier turns; other edits of the context are not made here."""
+    for edit in (management.edits if management else None) or ():
+        if edit.type.startswith("clear_thinking") and edit.keep is not None:
+            num_turns = edit.keep.get("value") if isinstance(edit.keep, dict) else None
+            return edit.keep == "all" or (isinstance(num_turns, int) and num_turns > 1)
+    return None
 
 
 def _output_format(config: wire.OutputConfig | None) -> OutputFormat | None:

@@ -15,12 +15,23 @@ from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import request_id_of
+from vllm_mlx.api.params import rename_by, renamed_params
 from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
 from vllm_mlx.api.sse import watch_client
 
 router = APIRouter(tags=["Anthropic"])
 
 Context = Annotated[ServerContext, Depends(get_context)]
+
+_RENAME = rename_by({
+    r"tools\.(\d+)\.function\.parameters": r"tools.\1.input_schema",
+    r"tools\.(\d+)\.function\.name": r"tools.\1.name",
+    r"messages\..*\.tool_call.*": "messages",
+    r"stop(\.\d+)?": r"stop_sequences\1",
+    r"response_format.*": "output_config.format.schema",
+    r"reasoning_effort": "output_config.effort",
+    r"max_thinking_tokens": "thinking.budget_tokens",
+})  # fmt: skip
 
 
 @router.post(
@@ -36,7 +47,14 @@ async def create_message(http: Request, context: Context) -> Response:
     check_trust(context, caller, body.repetition_policy_override)
     id = make_id()
     request = messages_request(body, id=id, client=caller.name, namespace=caller.namespace, model=model.id)
-    job = Job(id=id, route="messages", model=model, requests=[request], is_stream=bool(body.stream))
+    job = Job(
+        id=id,
+        route="messages",
+        model=model,
+        requests=[request],
+        is_stream=bool(body.stream),
+        asked_model=body.model,
+    )
     cache = context.settings.cache
     renderer = MessageRenderer(
         id=id,
@@ -45,12 +63,13 @@ async def create_message(http: Request, context: Context) -> Response:
         block_size=cache.block_size if cache.prefix_cache else None,
         diagnostics_level=body.diagnostics_level or ("basic" if body.include_diagnostics else None),
     )
-    if body.stream:
-        return await run_stream(context, http, job, renderer)
-    async with watch_client(http.receive):
-        async with aclosing(await open_job(context, http, job)) as events:
-            async for index, event in events:
-                renderer.render(index, event)
+    with renamed_params(_RENAME):
+        if body.stream:
+            return await run_stream(context, http, job, renderer)
+        async with watch_client(http.receive):
+            async with aclosing(await open_job(context, http, job)) as events:
+                async for index, event in events:
+                    renderer.render(index, event)
     return json_response(renderer.message())
 
 
@@ -64,4 +83,5 @@ async def count_tokens(http: Request, context: Context) -> Response:
     body = await read_body(http, CountTokensRequest)
     model = find_model(context, body.model)
     request = prompt_request(body, id="count_tokens", model=model.id)
-    return json_response({"input_tokens": await context.require_service().count_prompt_tokens(request)})
+    with renamed_params(_RENAME):
+        return json_response({"input_tokens": await context.require_service().count_prompt_tokens(request)})

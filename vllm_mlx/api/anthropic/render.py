@@ -48,6 +48,8 @@ def usage_of(usage: GenerationUsage, *, block_size: int | None) -> dict[str, int
     """
     prompt, cached = usage.num_prompt_tokens, usage.num_cached_tokens
     created = max(0, prompt - prompt % block_size - cached) if block_size else 0
+    # The prompt's last token is computed with the answer. Clients take a part of 0 tokens for one that was not told.
+    created -= created > 0 and cached + created == prompt
     return {
         "input_tokens": prompt - cached - created,
         "cache_creation_input_tokens": created,

@@ -102,6 +102,17 @@ class RedactedThinkingBlock(WireModel):
     data: str | None = None
 
 
+class HostedBlock(WireModel):
+    """What a tool at Anthropic did in an earlier turn: histories that began there hold such blocks."""
+
+    type: str
+
+
+class ToolReferenceBlock(WireModel):
+    type: Literal["tool_reference"]
+    tool_name: str
+
+
 class ToolUseBlock(WireModel):
     type: Literal["tool_use"]
     id: str = Field(min_length=1)
@@ -114,12 +125,14 @@ _RESULT_KINDS = {
     "image": "<image block>",
     "document": "<document block>",
     "search_result": "<search result block>",
+    "tool_reference": "<tool reference block>",
 }
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("<text block>")]
     | Annotated[ImageBlock, Tag("<image block>")]
     | Annotated[DocumentBlock, Tag("<document block>")]
-    | Annotated[SearchResultBlock, Tag("<search result block>")],
+    | Annotated[SearchResultBlock, Tag("<search result block>")]
+    | Annotated[ToolReferenceBlock, Tag("<tool reference block>")],
     Discriminator(
         _kind_of(_RESULT_KINDS),
         custom_error_type="unknown_block",
@@ -141,6 +154,12 @@ class ToolResultBlock(WireModel):
     is_error: bool | None = None
 
 
+_HOSTED_BLOCKS = dict.fromkeys(
+    "server_tool_use web_search_tool_result web_fetch_tool_result code_execution_tool_result compaction "
+    "bash_code_execution_tool_result text_editor_code_execution_tool_result tool_search_tool_result mcp_tool_use "
+    "mcp_tool_result container_upload".split(),
+    "<hosted block>",
+)
 _BLOCK_KINDS = {
     **_RESULT_KINDS,
     "thinking": "<thinking block>",
@@ -153,12 +172,14 @@ Block = Annotated[
     | Annotated[ImageBlock, Tag("<image block>")]
     | Annotated[DocumentBlock, Tag("<document block>")]
     | Annotated[SearchResultBlock, Tag("<search result block>")]
+    | Annotated[ToolReferenceBlock, Tag("<tool reference block>")]
+    | Annotated[HostedBlock, Tag("<hosted block>")]
     | Annotated[ThinkingBlock, Tag("<thinking block>")]
     | Annotated[RedactedThinkingBlock, Tag("<redacted thinking block>")]
     | Annotated[ToolUseBlock, Tag("<tool use block>")]
     | Annotated[ToolResultBlock, Tag("<tool result block>")],
     Discriminator(
-        _kind_of(_BLOCK_KINDS),
+        _kind_of(_BLOCK_KINDS | _HOSTED_BLOCKS),
         custom_error_type="unknown_block",
         custom_error_message=f"a content block must be an object whose 'type' is one of {', '.join(_BLOCK_KINDS)}",
     ),
@@ -208,6 +229,17 @@ class OutputConfig(WireModel):
     format: OutputFormatBlock | None = None
 
 
+class ContextEdit(WireModel):
+    """Of the edits only `clear_thinking` has a meaning here; `keep` is "all", or an object with a `value` of turns."""
+
+    type: str
+    keep: Any = None
+
+
+class ContextManagement(WireModel):
+    edits: list[ContextEdit] | None = None
+
+
 class PromptFields(WireModel):
     """What decides the prompt: the same for a message and for counting its tokens."""
 
@@ -218,6 +250,7 @@ class PromptFields(WireModel):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
     # This server's extensions.
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -53,7 +53,14 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
         )
         for i in range(n)
     ]
-    job = Job(id=id, route="chat", model=model, requests=requests, is_stream=bool(body.stream))
+    job = Job(
+        id=id,
+        route="chat",
+        model=model,
+        requests=requests,
+        is_stream=bool(body.stream),
+        asked_model=body.model,
+    )
     level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
     if body.stream:
         renderer = render.ChatRenderer(

@@ -71,7 +71,14 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         for i in range(n)
     ]
     echoes = await _echoes(context, prompts, n) if body.echo else [""] * len(requests)
-    job = Job(id=id, route="completions", model=model, requests=requests, is_stream=bool(body.stream))
+    job = Job(
+        id=id,
+        route="completions",
+        model=model,
+        requests=requests,
+        is_stream=bool(body.stream),
+        asked_model=body.model,
+    )
     if body.stream:
         renderer = CompletionRenderer(
             context,

@@ -31,7 +31,10 @@ async def list_models(http: Request, context: Context) -> Response:
         data = [_anthropic_model(model, name) for name in names]
         return json_response({"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]})
     data = [_openai_model(model, name) for name in names] + [_beside_model(one) for one in context.beside]
-    return json_response({"object": "list", "data": data})
+    body: dict[str, Any] = {"object": "list", "data": data}
+    if "client_version" in http.query_params:
+        body["models"] = []  # Codex looks for its own catalogue here; an empty one makes it ask no further.
+    return json_response(body)
 
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")

@@ -73,6 +73,7 @@ async def create_response(http: Request, context: Context) -> Response:
         model=model,
         requests=[converted.request],
         is_stream=bool(body.stream),
+        asked_model=body.model,
         owner=owner_of(http),
         snapshot=lambda: renderer.response,
     )
