@@ -24,8 +24,8 @@ BELOW = {
     "blas": set(),
     "ui": set(),
 }
-# The composition root (app, backend, beside, lifecycle, oversight) and the commands.
-TOP = {"app", "backend", "beside", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
+# The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.
+TOP = {"app", "backend", "beside", "fleet", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "draws", "logits", "constraint"}
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}

@@ -28,6 +28,7 @@ from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.api.openai.responses_schemas import InputTokensRequest, ResponsesRequest
 from vllm_mlx.backend import Backend, check_formats
 from vllm_mlx.errors import SettingsError
+from vllm_mlx.fleet.backend import FleetBackend
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
 from vllm_mlx.observability import logs
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
@@ -128,7 +129,7 @@ def serve(settings: Settings) -> int:
         http,
         listener,
         context,
-        lambda: Backend.load(settings),
+        lambda: FleetBackend.load(settings) if settings.is_pool else Backend.load(settings),
         lambda loaded: print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True),
         shutdown_timeout_s=server.shutdown_timeout,
     )

@@ -7,8 +7,9 @@ is imported by it and not before, because a faster BLAS must be in the process f
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_mlx import __version__, beside, blas
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vllm_mlx.engine.assembly import EngineOptions
     from vllm_mlx.engine.engine import Engine
     from vllm_mlx.engine.prefix_cache import PrefixCache
-    from vllm_mlx.engine.thread import EngineThread
+    from vllm_mlx.engine.thread import EngineThread, MlxThread
     from vllm_mlx.models.loader import LoadedModel
     from vllm_mlx.oversight import Oversight
 
@@ -39,6 +40,33 @@ log = logging.getLogger(__name__)
 # activations, media and everybody else on the machine.
 KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine's disk: its folder and facts, and the settings and notes that follow from them."""
+
+    settings: Settings
+    notes: tuple[str, ...]
+    folder: Path
+    profile: ModelProfile
+    beside: Sequence[beside.Source] = ()
+
+    @classmethod
+    def fetch(cls, settings: Settings) -> ModelFiles:
+        """Find or download the model. What can be known without MLX comes first: a wrong name should fail at once."""
+        model = settings.model
+        folder = resolve(
+            model.model,
+            offline=model.offline,
+            revision=model.revision,
+            timeout_s=model.download_timeout,
+            retries=model.download_retries,
+            progress=Bar(model.model),
+        )
+        profile = read_profile(folder)
+        settings, notes = settings.resolve(profile)
+        return cls(name_formats(settings, profile), notes, folder, profile, beside.find(settings))
 
 
 @dataclass
@@ -62,26 +90,21 @@ class Backend:
     @classmethod
     def load(cls, settings: Settings) -> Backend:
         """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each."""
-        # What can be known of the model without MLX comes first: a wrong name should fail at once.
-        model = settings.model
-        folder = resolve(
-            model.model,
-            offline=model.offline,
-            revision=model.revision,
-            timeout_s=model.download_timeout,
-            retries=model.download_retries,
-            progress=Bar(model.model),
-        )
-        profile = read_profile(folder)
-        settings, notes = settings.resolve(profile)
-        settings = name_formats(settings, profile)
-        sources = beside.find(settings)
-        blas_report = blas.load(
-            settings.cpu.blas,
-            settings.cpu.blas_threads,
-            few_row_kernels=settings.cpu.few_row_kernels,
-            invariant=settings.batch.batch_invariant,
-        )
+        return cls.open(ModelFiles.fetch(settings))
+
+    @classmethod
+    def open(
+        cls,
+        files: ModelFiles,
+        *,
+        thread: MlxThread | None = None,
+        memory_bytes: int | None = None,
+        unpack_limit_bytes: int | None = None,
+    ) -> Backend:
+        """Load a model whose files are here. `thread` is shared with other models, `memory_bytes` what rows and prefix
+        cache may take; both are this model's alone when not given."""
+        settings, folder, profile, model = files.settings, files.folder, files.profile, files.settings.model
+        blas_report = load_blas(settings)
         # After the BLAS: these import MLX.
         from vllm_mlx.engine.assembly import build_engine
         from vllm_mlx.engine.engine import Publish
@@ -90,7 +113,7 @@ class Backend:
         from vllm_mlx.models import device, loader
         from vllm_mlx.oversight import Oversight
 
-        weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in sources)
+        weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in files.beside)
         check_weights(weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []
@@ -100,22 +123,28 @@ class Backend:
 
         def build(publish: Publish) -> Engine:
             loaded.append(
-                loader.load(folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code)
+                loader.load(
+                    folder,
+                    mllm=model.mllm,
+                    dtype=model.dtype,
+                    trust_remote_code=model.trust_remote_code,
+                    unpack_limit_bytes=unpack_limit_bytes,
+                )
             )
             # Before the memory that is left is shared out.
-            loaded_beside.extend((source, beside.load(source, settings)) for source in sources)
-            options.append(engine_options(settings, device.free_bytes()))
+            loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
+            options.append(engine_options(settings, device.free_bytes(), memory_bytes))
             engines.append(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
             engines[0].on_idle.append(device.IdleRelease())
             return oversight.attach(engines[0])
 
-        thread = EngineThread(build)
-        thread.start().result()
+        engine = EngineThread(build, thread)
+        engine.start().result()
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
         )
         service = GenerationService(
-            engine=thread,
+            engine=engine,
             tokenizer=loaded[0].tokenizer,
             profile=loaded[0].profile,
             admission=admission,
@@ -133,7 +162,7 @@ class Backend:
             ),
         )
         oneshots = OneShots(
-            thread,
+            engine,
             # A bound of its own: embedding a library does not keep chats out, nor they it.
             Admission(max_running=1, max_queue=settings.limits.max_queue, pressure=oversight.pressure),
             timeout_s=settings.limits.timeout_s,
@@ -141,9 +170,9 @@ class Backend:
         )
         return cls(
             settings=settings,
-            notes=(*notes, *loaded[0].profile.notes),
+            notes=(*files.notes, *loaded[0].profile.notes),
             model=served_model(settings, loaded[0].profile),
-            engine=thread,
+            engine=engine,
             service=service,
             admission=admission,
             oversight=oversight,
@@ -208,6 +237,16 @@ class Backend:
         return is_stopped
 
 
+def load_blas(settings: Settings) -> blas.BlasReport:
+    """The BLAS that MLX will use; before MLX is imported. A second call answers with the first one's report."""
+    return blas.load(
+        settings.cpu.blas,
+        settings.cpu.blas_threads,
+        few_row_kernels=settings.cpu.few_row_kernels,
+        invariant=settings.batch.batch_invariant,
+    )
+
+
 def media_loader(settings: Settings) -> MediaLoader:
     """Where images and videos may come from, by the operator's word."""
     sources = MediaSources(
@@ -218,12 +257,13 @@ def media_loader(settings: Settings) -> MediaLoader:
     return MediaLoader(sources)
 
 
-def engine_options(settings: Settings, free_bytes: int) -> EngineOptions:
+def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None = None) -> EngineOptions:
     """The engine's plain values out of the settings and the memory that is left beside the weights."""
     from vllm_mlx.engine.assembly import EngineOptions  # imports MLX
 
     cache, batch = settings.cache, settings.batch
-    memory_bytes = int(free_bytes * KV_SHARE)
+    if memory_bytes is None:
+        memory_bytes = int(free_bytes * KV_SHARE)
     if not cache.prefix_cache:
         prefix_cache_bytes = 0
     elif cache.cache_memory_mb is not None:

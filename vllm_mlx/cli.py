@@ -73,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vllm-mlx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=SentenceParser)
     serve = commands.add_parser(
-        "serve", allow_abbrev=False, help="serve a model over HTTP", usage="vllm-mlx serve [MODEL] [flags]",
-        description="Serve MODEL (a folder, a hub id, or nothing for the built-in demo model) over HTTP.",
+        "serve", allow_abbrev=False, help="serve a model over HTTP", usage="vllm-mlx serve [MODEL ...] [flags]",
+        description="Serve MODEL (a folder, a hub id, or nothing for the built-in demo model) over HTTP, or several.",
         epilog="Each setting can also come from the environment variable in brackets; a flag wins.")
     add_settings(serve)
     download = commands.add_parser(

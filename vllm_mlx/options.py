@@ -65,13 +65,12 @@ ELSEWHERE: dict[str, str] = {
     "--mtp-num-draft-tokens": "speculative decoding is not part of this version",
     "--mtp-optimistic": "speculative decoding is not part of this version",
     "--mcp-config": "MCP is not part of this version",
-    "--models-config": "one server serves one model in this version; start one server for each",
 }
 
 SECTIONS = {
-    "server": "server", "model": "model", "sampling": "sampling defaults", "cache": "cache", "batch": "batching",
-    "limits": "limits", "guards": "guards", "parsing": "reasoning and tools", "agents": "agents' prompts",
-    "media": "images and video", "beside": "models beside the served one",
+    "server": "server", "model": "model", "pool": "several models", "sampling": "sampling defaults", "cache": "cache",
+    "batch": "batching", "limits": "limits", "guards": "guards", "parsing": "reasoning and tools",
+    "agents": "agents' prompts", "media": "images and video", "beside": "models beside the served one",
     "cpu": "CPU backend on Linux",
 }
 
@@ -164,7 +163,8 @@ def _add_field(section: argparse._ArgumentGroup, item: SettingField) -> None:
     kind, is_repeated = value_type(item)
     help_text = f"{rule.help}{_default_suffix(item)} [{env_name(item)}]".replace("%", "%%")
     if rule.flag is None:
-        section.add_argument(item.path, metavar=rule.metavar, nargs="?", default=argparse.SUPPRESS, help=help_text)
+        section.add_argument(item.path, metavar=rule.metavar, nargs="*" if is_repeated else "?",
+                             default=argparse.SUPPRESS, help=help_text)
         return
     if kind is bool:
         section.add_argument(rule.flag, *rule.aliases, dest=f"on:{item.path}", action="store_true",
@@ -298,7 +298,8 @@ def reference() -> str:
 
 def _reference_row(item: SettingField) -> str:
     rule = item.option
-    names = [rule.flag or rule.metavar or item.name, *rule.aliases, *([rule.off_flag] if rule.off_flag else [])]
+    positional = f"{rule.metavar} ..." if item.default == () else rule.metavar
+    names = [rule.flag or positional or item.name, *rule.aliases, *([rule.off_flag] if rule.off_flag else [])]
     default = f"`{_shown(item.default)}`" if item.default not in (None, ()) else ""
     values = f" One of {', '.join(f'`{choice}`' for choice in rule.choices)}." if rule.choices else ""
     effect = f"{rule.help}{values}".replace("|", "\\|")

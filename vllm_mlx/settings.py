@@ -105,6 +105,9 @@ class ModelSettings:
     """Which model is served, and how it is found and loaded."""
 
     model: str = option("demo", "Model folder, hub id, or `demo`, the built-in one.", None, metavar="MODEL")
+    more_models: tuple[str, ...] = option(
+        (), "More models to serve beside it, right behind it; each is loaded when a request names it.", None,
+        metavar="MODEL")
     revision: str | None = option(None, "Branch, tag or commit of a hub model.", "--revision", metavar="REV")
     mllm: bool | None = option(
         None, "Load as a multimodal model, or (--no-mllm) as a text model; otherwise the model's own files decide.",
@@ -121,6 +124,22 @@ class ModelSettings:
     download_retries: int = option(
         3, "How often a failed download is tried again.", "--download-retries", minimum=0)
     offline: bool = option(False, "Never use the network; models come from folders and the local cache.", "--offline")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Several models in one server: which, and what they may take together."""
+
+    models_config: str | None = option(
+        None, "YAML file that lists models with ids, aliases and settings of their own; see docs/several-models.md.",
+        "--models-config", metavar="FILE")
+    memory_budget_gb: float | None = option(
+        None, "GiB that the loaded models may take together, with their keys and values; otherwise 80 % of what the "
+        "machine has free at start. The least recently used idle model makes room for another.", "--memory-budget-gb",
+        above=0, metavar="GIB")
+    idle_unload_seconds: float | None = option(
+        None, "Seconds without a request after which a model's memory is given back; otherwise it stays.",
+        "--idle-unload-seconds", above=0, metavar="S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +383,7 @@ class Settings:
 
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
+    pool: PoolSettings = PoolSettings()
     sampling: SamplingSettings = SamplingSettings()
     cache: CacheSettings = CacheSettings()
     batch: BatchSettings = BatchSettings()
@@ -376,6 +396,12 @@ class Settings:
     cpu: CpuSettings = CpuSettings()
     given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether models come and go, rather than one staying from start to end."""
+        pool = self.pool
+        return bool(self.model.more_models or pool.models_config or pool.idle_unload_seconds)
 
     def resolve(self, facts: ModelFacts | None = None) -> tuple[Settings, tuple[str, ...]]:
         """Settings with every derived decision made, and the notes that explain them.
@@ -546,6 +572,8 @@ def _note_idle_flags(settings: Settings, notes: list[str]) -> None:
             f"{state}.")
     if not cache.prefix_cache and given & {"cache.cache_memory_mb", "cache.cache_memory_percent"}:
         notes.append("The prefix cache is off, so its size makes no difference.")
+    if "pool.memory_budget_gb" in given and not settings.is_pool:
+        notes.append("--memory-budget-gb bounds several models; this server has one, which stays loaded.")
     divergence = {"guards.batch_divergence_interval", "guards.batch_divergence_threshold",
                   "guards.batch_divergence_action"}
     if not guards.batch_divergence_monitor and given & divergence:

@@ -24,13 +24,14 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """One server. `output` is what it has printed so far, both streams together."""
+    """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together."""
 
     def __init__(self, model: Path | str, *flags: str, log: Path, port: int | None = None) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        command = [sys.executable, "-m", "vllm_mlx.cli", "serve", str(model), "--port", str(self.port), *flags]
+        named = [str(model)] if model else []
+        command = [sys.executable, "-m", "vllm_mlx.cli", "serve", *named, "--port", str(self.port), *flags]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_MLX_")}
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -7,7 +7,7 @@ live in one process. Used on the asyncio thread only.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -83,6 +83,44 @@ class ServedModel:
         return bool(self.modalities - {"text"})
 
 
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One of several models: its names and where it is in its life (`fleet.pool.ModelState`)."""
+
+    model: ServedModel
+    aliases: tuple[str, ...]
+    state: str
+    is_pinned: bool
+    num_active: int
+    num_waiting: int
+    cost_bytes: int
+    failure: str | None
+
+
+class Directory(Protocol):
+    """The models of a server that has several; each is loaded when a request needs it."""
+
+    def entries(self) -> Sequence[ModelEntry]:
+        """All of them, the default one first."""
+        ...
+
+    def find(self, name: str) -> ServedModel | None:
+        """By id or alias; what is not known before a model was loaded is None in its facts."""
+        ...
+
+    def service_of(self, model_id: str) -> Generation:
+        """Generates with the model, after loading it if need be."""
+        ...
+
+    async def load_model(self, model_id: str) -> None:
+        """Have it in memory; raises ModelLoadError."""
+        ...
+
+    async def unload_model(self, model_id: str) -> bool:
+        """Give its memory back once its requests have finished; False if it was not in memory."""
+        ...
+
+
 class Phase(StrEnum):
     """Where the server is in its life."""
 
@@ -96,7 +134,8 @@ class Phase(StrEnum):
 class ServerContext:
     """Everything a handler may reach. `app` moves `phase` and fills `service` and `model` when loading is done.
 
-    `api_keys` maps each key's name to the key; `notes` are the sentences that `Settings.resolve` gave.
+    `api_keys` maps each key's name to the key; `notes` are the sentences that `Settings.resolve` gave. `models` is None
+    while the server has one model only; else `model` and `service` are the default one's.
     """
 
     settings: Settings = Settings()
@@ -104,6 +143,7 @@ class ServerContext:
     notes: tuple[str, ...] = ()
     service: Generation | None = None
     model: ServedModel | None = None
+    models: Directory | None = None
     beside: BesideModels = field(default_factory=BesideModels)
     oneshots: OneShots | None = None
     read_status: Callable[[], EngineStatus] = EngineStatus
@@ -125,6 +165,13 @@ class ServerContext:
             raise Unavailable("The server is shutting down and takes no new requests.", retry_after_s=30)
         if self.phase is Phase.FAILED:
             raise Unavailable(f"The server cannot serve: {self.failure or 'the engine has failed'}.")
+        return self.service
+
+    def service_of(self, model_id: str) -> Generation:
+        """What generates with one of the server's models. Whether it may now, `require_service` says."""
+        if self.models is not None:
+            return self.models.service_of(model_id)
+        assert self.service is not None, "no model is loaded"
         return self.service
 
     def require_model(self) -> ServedModel:

@@ -29,6 +29,7 @@ from vllm_mlx.errors import (
     EngineError,
     InvalidRequest,
     MissingPiece,
+    ModelLoadError,
     Overloaded,
     Unavailable,
     UnknownModel,
@@ -127,6 +128,8 @@ def describe(error: BaseException) -> ErrorAnswer:
             return ErrorAnswer(400, str(error), "invalid_request_error", error.code, error.param)
         case Overloaded():
             return ErrorAnswer(429, str(error), "rate_limit_error", "overloaded", None, error.retry_after_s)
+        case ModelLoadError():
+            return ErrorAnswer(503, str(error), "service_unavailable", "model_load_failed")
         case Unavailable():
             return ErrorAnswer(503, str(error), "service_unavailable", "unavailable", None, error.retry_after_s)
         case MissingPiece():

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_mlx.api.choices import Indexed, collect_choices, open_choices
-from vllm_mlx.api.context import ServedModel, ServerContext
+from vllm_mlx.api.context import Directory, ServedModel, ServerContext
 from vllm_mlx.api.errors import HttpError, request_id_of
 from vllm_mlx.api.live import LiveRequest
 from vllm_mlx.api.sse import EventStream, Renderer, watch_client
@@ -37,7 +37,7 @@ def caller_of(request: Request) -> Caller:
 
 
 def find_model(context: ServerContext, name: str | None) -> ServedModel:
-    """The model that a request names. Any name is served, unless the server is strict about it."""
+    """The model that a request names. A server with one model serves any name, unless it is strict about it."""
     model = context.require_model()
     server = context.settings.server
     if name != model.id and (beside := context.beside.named(name)):
@@ -46,6 +46,8 @@ def find_model(context: ServerContext, name: str | None) -> ServedModel:
             param="model",
             code="invalid_value",
         )
+    if context.models is not None:
+        return _find_among(context, context.models, name)
     if not server.strict_model_id or name == model.id:
         return model
     aliases = dict(alias.split("=", 1) for alias in server.model_alias)
@@ -53,6 +55,22 @@ def find_model(context: ServerContext, name: str | None) -> ServedModel:
         return model
     wanted = f"The model '{name}' is not served here" if name else "This server needs the model's exact id"
     raise UnknownModel(f"{wanted}; it serves '{model.id}'.", param="model", code="model_not_found")
+
+
+def _find_among(context: ServerContext, models: Directory, name: str | None) -> ServedModel:
+    server = context.settings.server
+    aliases = dict(alias.split("=", 1) for alias in server.model_alias)
+    wanted = aliases.get(name, name) if name is not None else None
+    if wanted is None or wanted == "default":
+        if not server.strict_model_id:
+            return context.require_model()
+    elif (found := models.find(wanted)) is not None:
+        return found
+    elif not server.strict_model_id and (len(models.entries()) == 1 or is_background(context, name)):
+        return context.require_model()
+    ids = ", ".join(f"'{entry.model.id}'" for entry in models.entries())
+    wrong = f"The model '{name}' is not served here" if name else "This server needs a model's exact id"
+    raise UnknownModel(f"{wrong}; it serves {ids}.", param="model", code="model_not_found")
 
 
 BACKGROUND_PRIORITY = 100
@@ -64,6 +82,8 @@ def is_background(context: ServerContext, name: str | None) -> bool:
     model = context.require_model()
     if name is None or name in (model.id, "default"):
         return False
+    if context.models is not None and context.models.find(name) is not None:
+        return False  # a model of its own
     return any(fnmatchcase(name, pattern) for pattern in context.settings.agents.background_model)
 
 
@@ -151,7 +171,7 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         session=session_of(http),
         snapshot=job.snapshot,
     )
-    service = context.require_service()
+    service = context.service_of(job.model.id)
     return await open_choices(service, requests, live=context.live, entry=entry, metrics=context.metrics)
 
 

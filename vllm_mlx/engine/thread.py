@@ -149,7 +149,7 @@ class EngineThread:
     """One engine on an MLX thread. `build` is called there and gives the engine; it may take long and may raise."""
 
     def __init__(self, build: Callable[[Publish], Engine], thread: MlxThread | None = None) -> None:
-        self._build = build
+        self._build: Callable[[Publish], Engine] | None = build
         self._thread = thread or MlxThread()
         self._engine: Engine | None = None  # MLX thread only
         self._mailboxes: dict[str, Mailbox] = {}
@@ -269,8 +269,10 @@ class EngineThread:
                 self._fail(error)
 
     def _open(self) -> None:
+        build, self._build = self._build, None  # it may hold the model, which must go with the engine
+        assert build is not None, "an engine is started once"
         try:
-            self._engine = self._build(self._deliver)
+            self._engine = build(self._deliver)
         except BaseException as error:  # handed to whoever waits for the start
             self._status = EngineStatus(is_healthy=False, failure=str(error))
             self._ended.set()

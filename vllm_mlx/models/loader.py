@@ -45,8 +45,12 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     memory_limit_bytes: int | None = None,
+    unpack_limit_bytes: int | None = None,
 ) -> LoadedModel:
-    """Load the model in folder `path`. `mllm`: True demands encoders, False leaves them out, None goes by metadata."""
+    """Load the model in folder `path`. `mllm`: True demands encoders, False leaves them out, None goes by metadata.
+
+    `--dtype auto` makes float32 of the weights on a CPU only if they then take at most `unpack_limit_bytes`.
+    """
     profile = read_profile(path)
     if mllm and not profile.is_multimodal:
         raise ModelLoadError(f"{profile.name} has no image, video or audio encoder; serve it without --mllm.")
@@ -67,6 +71,7 @@ def load(
         is_quantized=profile.quantization is not None,
         stored_dtype=profile.dtype,
         available_bytes=available,
+        unpack_limit_bytes=unpack_limit_bytes,
     )
     if not profile.is_multimodal:
         return _load_text(profile, precision, trust_remote_code=trust_remote_code)

@@ -34,7 +34,14 @@ class Precision:
 
 
 def choose_precision(
-    dtype: str, *, is_cpu: bool, num_parameters: int, is_quantized: bool, stored_dtype: str, available_bytes: int
+    dtype: str,
+    *,
+    is_cpu: bool,
+    num_parameters: int,
+    is_quantized: bool,
+    stored_dtype: str,
+    available_bytes: int,
+    unpack_limit_bytes: int | None = None,
 ) -> Precision:
     """`--dtype` resolved for this machine. 'auto' changes nothing but on the CPU."""
     if dtype != "auto":
@@ -43,7 +50,8 @@ def choose_precision(
         return Precision(dtype=dtype)
     if not is_cpu or (stored_dtype == "float32" and not is_quantized):
         return Precision()
-    if num_parameters * 4 <= available_bytes * _FLOAT32_SHARE:
+    limit_bytes = available_bytes * _FLOAT32_SHARE
+    if num_parameters * 4 <= (limit_bytes if unpack_limit_bytes is None else min(limit_bytes, unpack_limit_bytes)):
         return Precision(
             dtype="float32",
             dequantize=is_quantized,

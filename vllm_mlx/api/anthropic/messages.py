@@ -84,4 +84,4 @@ async def count_tokens(http: Request, context: Context) -> Response:
     model = find_model(context, body.model)
     request = prompt_request(body, id="count_tokens", model=model.id)
     with renamed_params(_RENAME):
-        return json_response({"input_tokens": await context.require_service().count_prompt_tokens(request)})
+        return json_response({"input_tokens": await context.service_of(model.id).count_prompt_tokens(request)})

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_mlx.api.body import json_body, read_body
-from vllm_mlx.api.context import ServerContext, get_context
+from vllm_mlx.api.context import Generation, ServerContext, get_context
 from vllm_mlx.api.errors import ErrorAnswer
 from vllm_mlx.api.openai import render
 from vllm_mlx.api.openai.convert import completion_request, prompts_of
@@ -70,7 +70,8 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         for p, prompt in enumerate(prompts)
         for i in range(n)
     ]
-    echoes = await _echoes(context, prompts, n) if body.echo else [""] * len(requests)
+    service = context.service_of(model.id)
+    echoes = await _echoes(service, prompts, n) if body.echo else [""] * len(requests)
     job = Job(
         id=id,
         route="completions",
@@ -81,7 +82,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
     )
     if body.stream:
         renderer = CompletionRenderer(
-            context,
+            service,
             body,
             id=id,
             model=model.id,
@@ -102,7 +103,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         "model": model.id,
         "system_fingerprint": model.fingerprint,
         "choices": [
-            _choice(context, body, i, echo, message)
+            _choice(service, body, i, echo, message)
             for i, (echo, message) in enumerate(zip(echoes, messages, strict=True))
         ],
         "usage": render.usage_of(finals, choices_per_prompt=n),
@@ -113,7 +114,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
     return json_response(answer)
 
 
-def _choice(context: ServerContext, body: CompletionRequest, index: int, echo: str, message: Message) -> dict[str, Any]:
+def _choice(service: Generation, body: CompletionRequest, index: int, echo: str, message: Message) -> dict[str, Any]:
     final = render.final_of(message)
     choice: dict[str, Any] = {
         "index": index,
@@ -123,7 +124,7 @@ def _choice(context: ServerContext, body: CompletionRequest, index: int, echo: s
         **render.stop_fields(final),
     }
     if body.logprobs is not None:
-        scored = _scored_prompt(context, message.accepted, message.prompt_logprobs) if body.echo else []
+        scored = _scored_prompt(service, message.accepted, message.prompt_logprobs) if body.echo else []
         choice["logprobs"] = render.legacy_logprobs([*scored, *message.logprobs], text_offset=0)
     if body.prompt_logprobs is not None:
         choice["prompt_logprobs"] = render.prompt_logprobs(message.prompt_logprobs)
@@ -131,12 +132,12 @@ def _choice(context: ServerContext, body: CompletionRequest, index: int, echo: s
 
 
 def _scored_prompt(
-    context: ServerContext, accepted: Accepted | None, entries: Sequence[LogprobEntry]
+    service: Generation, accepted: Accepted | None, entries: Sequence[LogprobEntry]
 ) -> list[LogprobEntry]:
     """The prompt's tokens with what they scored, the first of which has none."""
     assert accepted is not None, "a generation without Accepted"
     first_id = accepted.prompt_token_ids[0]
-    return [render.unscored(context.require_service().token_text(first_id), first_id), *entries]
+    return [render.unscored(service.token_text(first_id), first_id), *entries]
 
 
 def _without_completion(message: Message) -> Message:
@@ -149,9 +150,8 @@ def _no_completion(final: Finished) -> Finished:
     return replace(final, reason="length", stop_sequence=None, usage=replace(final.usage, num_completion_tokens=0))
 
 
-async def _echoes(context: ServerContext, prompts: Sequence[str | tuple[int, ...]], n: int) -> list[str]:
+async def _echoes(service: Generation, prompts: Sequence[str | tuple[int, ...]], n: int) -> list[str]:
     """The text each choice begins with when the prompt is to be echoed."""
-    service = context.require_service()
     texts = [prompt if isinstance(prompt, str) else await service.detokenize(prompt) for prompt in prompts]
     return [text for text in texts for _ in range(n)]
 
@@ -161,7 +161,7 @@ class CompletionRenderer:
 
     def __init__(
         self,
-        context: ServerContext,
+        service: Generation,
         body: CompletionRequest,
         *,
         id: str,
@@ -170,7 +170,7 @@ class CompletionRenderer:
         echoes: Sequence[str],
         choices_per_prompt: int,
     ) -> None:
-        self._context = context
+        self._service = service
         self._body = body
         self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
         head = {
@@ -206,7 +206,7 @@ class CompletionRenderer:
             case Accepted():
                 self._accepted[index] = event
             case LogprobsDelta(is_prompt=True):
-                scored = _scored_prompt(self._context, self._accepted[index], event.entries)
+                scored = _scored_prompt(self._service, self._accepted[index], event.entries)
                 self._logprobs[index].extend(scored)
             case LogprobsDelta() if self._body.max_tokens != 0:
                 self._logprobs[index].extend(event.entries)

@@ -1,7 +1,8 @@
-"""GET /v1/models and /v1/models/{id}: the served model and the names it also answers to."""
+"""/v1/models: the served models and the names they answer to; loading and unloading where there are several."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_mlx.api.context import ServedModel, ServerContext, get_context
+from vllm_mlx.api.context import Directory, ModelEntry, ServedModel, ServerContext, get_context
+from vllm_mlx.api.errors import HttpError
 from vllm_mlx.api.requests import json_response
 from vllm_mlx.errors import UnknownModel
 from vllm_mlx.generation.oneshot import BesideModel
@@ -19,18 +21,27 @@ router = APIRouter(tags=["OpenAI"])
 Context = Annotated[ServerContext, Depends(get_context)]
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A name that requests may use, and the model behind it; `entry` tells more where there are several."""
+
+    name: str
+    model: ServedModel
+    entry: ModelEntry | None = None
+
+
 @router.get(
     "/v1/models",
     summary="List the models",
-    description="The served model's id, then its aliases, then the models beside it.",
+    description="Each model's id, then its aliases, then the models beside them. A server with several says of each "
+    "where it is in its life.",
 )
 async def list_models(http: Request, context: Context) -> Response:
-    model = context.require_model()
-    names = served_names(context, model)
+    names = served_names(context)
     if "anthropic-version" in http.headers:
-        data = [_anthropic_model(model, name) for name in names]
-        return json_response({"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]})
-    data = [_openai_model(model, name) for name in names] + [_beside_model(one) for one in context.beside]
+        data = [_anthropic_model(named) for named in names]
+        return json_response({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
+    data = [_openai_model(named) for named in names] + [_beside_model(one) for one in context.beside]
     body: dict[str, Any] = {"object": "list", "data": data}
     if "client_version" in http.query_params:
         body["models"] = []  # Codex looks for its own catalogue here; an empty one makes it ask no further.
@@ -39,26 +50,88 @@ async def list_models(http: Request, context: Context) -> Response:
 
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def retrieve_model(model_id: str, http: Request, context: Context) -> Response:
-    model = context.require_model()
     if beside := context.beside.named(model_id):
         return json_response(_beside_model(beside[0]))
-    if model_id not in served_names(context, model):
-        raise UnknownModel(f"The model '{model_id}' is not served here; '{model.id}' is.", param="model")
+    found = next((named for named in served_names(context) if named.name == model_id), None)
+    if found is None:
+        raise _unknown(context, model_id)
     render = _anthropic_model if "anthropic-version" in http.headers else _openai_model
-    return json_response(render(model, model_id))
+    return json_response(render(found))
 
 
-def served_names(context: ServerContext, model: ServedModel) -> list[str]:
-    """The id first; then `default`, unless the server is strict, and the operator's aliases."""
+@router.post(
+    "/v1/models/{model_id:path}/load",
+    summary="Load a model",
+    description="Answers when it is in memory; idle models make room for it if they must.",
+)
+async def load_model(model_id: str, context: Context) -> Response:
+    models, model = _among_several(context, model_id)
+    await models.load_model(model.id)
+    return json_response(_openai_model(_named(context, model.id)))
+
+
+@router.post(
+    "/v1/models/{model_id:path}/unload",
+    summary="Give a model's memory back",
+    description="Its running requests finish first. The next request that names it loads it again.",
+)
+async def unload_model(model_id: str, context: Context) -> Response:
+    models, model = _among_several(context, model_id)
+    if any(entry.is_pinned for entry in models.entries() if entry.model.id == model.id):
+        raise HttpError(409, f"The model '{model.id}' is pinned: it stays in memory.", code="model_pinned")
+    await models.unload_model(model.id)
+    return json_response(_openai_model(_named(context, model.id)))
+
+
+def served_names(context: ServerContext) -> list[Named]:
+    """The ids first, each with its aliases; then `default`, unless the server is strict, and the operator's aliases."""
+    default = context.require_model()
     server = context.settings.server
-    aliases = [alias.split("=", 1)[0] for alias in server.model_alias]
-    names = [model.id, *([] if server.strict_model_id else ["default"]), *aliases]
-    return list(dict.fromkeys(names))
+    names: list[Named] = []
+    if context.models is None:
+        names.append(Named(default.id, default))
+    else:
+        for entry in context.models.entries():
+            names += [Named(name, entry.model, entry) for name in (entry.model.id, *entry.aliases)]
+    known = {named.name: named for named in names}
+    if not server.strict_model_id:
+        known.setdefault("default", replace(known[default.id], name="default"))
+    for alias in server.model_alias:
+        name, target = alias.split("=", 1)
+        if name not in known:
+            known[name] = replace(known.get(target, known[default.id]), name=name)
+    return list(known.values())
 
 
-def _openai_model(model: ServedModel, name: str) -> dict[str, Any]:
-    return {
-        "id": name,
+def _named(context: ServerContext, model_id: str) -> Named:
+    return next(named for named in served_names(context) if named.name == model_id)
+
+
+def _among_several(context: ServerContext, name: str) -> tuple[Directory, ServedModel]:
+    if context.models is None:
+        raise HttpError(
+            409,
+            "This server has one model, which stays loaded; it has several, or --idle-unload-seconds, where they come "
+            "and go.",
+            code="single_model",
+        )
+    context.require_service()
+    model = context.models.find(name)
+    if model is None:
+        raise _unknown(context, name)
+    return context.models, model
+
+
+def _unknown(context: ServerContext, name: str) -> UnknownModel:
+    ids = dict.fromkeys(f"'{named.model.id}'" for named in served_names(context))
+    verb = "is" if len(ids) == 1 else "are"
+    return UnknownModel(f"The model '{name}' is not served here; {', '.join(ids)} {verb}.", param="model")
+
+
+def _openai_model(named: Named) -> dict[str, Any]:
+    model, entry = named.model, named.entry
+    described: dict[str, Any] = {
+        "id": named.name,
         "object": "model",
         "created": model.created,
         "owned_by": "vllm-mlx",
@@ -66,6 +139,16 @@ def _openai_model(model: ServedModel, name: str) -> dict[str, Any]:
         "parent": None,
         "max_model_len": model.context_tokens,
     }
+    if entry is not None:
+        described |= {
+            "state": entry.state,
+            "pinned": entry.is_pinned,
+            "num_active": entry.num_active,
+            "num_waiting": entry.num_waiting,
+            "memory_bytes": entry.cost_bytes,
+            "failure": entry.failure,
+        }
+    return described
 
 
 def _beside_model(model: BesideModel) -> dict[str, Any]:
@@ -80,6 +163,6 @@ def _beside_model(model: BesideModel) -> dict[str, Any]:
     }
 
 
-def _anthropic_model(model: ServedModel, name: str) -> dict[str, Any]:
-    created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"type": "model", "id": name, "display_name": model.id, "created_at": created}
+def _anthropic_model(named: Named) -> dict[str, Any]:
+    created = datetime.fromtimestamp(named.model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "model", "id": named.name, "display_name": named.model.id, "created_at": created}
