@@ -14,7 +14,7 @@ import pytest
 import vllm_mlx.ui
 
 UI = Path(vllm_mlx.ui.__file__).parent
-FILES = [path for path in UI.rglob("*") if path.suffix in {".js", ".css", ".html"}]
+FILES = [path for path in UI.rglob("*") if path.suffix in {".js", ".css", ".html", ".svg"}]
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 
@@ -32,7 +32,7 @@ def test_the_files_are_small_and_name_no_other_site():
     for path in FILES:
         text = path.read_text()
         assert not re.search(r"""(src|href|from|import|url)\s*[=(]?\s*["']?(https?:)?//\w""", text), path.name
-        assert "innerHTML" not in text and "eval(" not in text, path.name
+        assert not re.search(r"innerHTML|AdjacentHTML|\beval\(|new Function|style=|<style|<script>", text), path.name
 
 
 @needs_node
@@ -77,3 +77,51 @@ def test_formulas_end_whatever_they_hold(tmp_path):
     given = ["\\frac{1}{2}", "x}", "{" * 500, "\\begin{pmatrix}1&2\\\\3&4", "\\sqrt[3", "^", "\\left("]
     trees = js(tmp_path, "math.js", f"{json.dumps(given)}.map(t => m.parseMath(t))")
     assert all(tree["tag"] == "math" for tree in trees)
+
+
+TURNS = """[{role: 'user', text: 'a', images: []},
+  {role: 'assistant', steps: [{text: 'b', reasoning: 'r', calls: []}]},
+  {role: 'user', text: 'c', images: [{url: 'data:image/png;base64,AA'}]},
+  {role: 'assistant', steps: [{text: '', reasoning: '', calls: [{id: '1', name: 'f', arguments: '{}', result: '2'}]}]}
+]"""
+
+
+@needs_node
+@pytest.mark.parametrize(("limit", "roles"), [
+    ("null", ["user", "assistant", "user", "assistant", "tool"]),
+    ("2", ["user", "assistant", "tool"]),
+    ("1", ["user", "assistant", "tool"]),
+])
+def test_history_is_cut_at_a_question_and_a_round_of_tools_is_never_torn(tmp_path, limit, roles):
+    settings = f"{{...m.DEFAULTS, max_messages: {limit}}}"
+    messages = js(tmp_path, "chat.js", f"m.toMessages({TURNS}, {settings})")
+    assert [message["role"] for message in messages] == roles
+
+
+@needs_node
+def test_a_request_holds_only_what_was_set(tmp_path):
+    body = js(tmp_path, "chat.js", "m.requestBody([], m.DEFAULTS, [], {reasoning: false})")
+    assert set(body) == {"model", "messages", "stream", "stream_options", "include_diagnostics"}
+
+
+@needs_node
+def test_an_imported_file_is_reduced_to_what_the_page_knows(tmp_path):
+    turn = {"id": "x", "role": "user", "parent": None, "next": "nowhere", "text": 5, "onclick": "alert(1)",
+            "images": [{"url": "javascript:alert(1)"}, {"url": "data:image/png;base64,AA", "name": "a"}]}
+    file = {"format": "vllm-mlx-conversations", "conversations": [{"title": "t", "first": "x", "turns": {"x": turn}}]}
+    [conversation] = js(tmp_path, "tree.js", f"m.importText({json.dumps(json.dumps(file))})")
+    assert conversation["turns"]["x"] == {
+        "id": "x", "role": "user", "parent": None, "next": None, "text": "5",
+        "images": [{"url": "data:image/png;base64,AA", "name": "a"}]}
+
+
+@needs_node
+def test_taking_a_turn_away_takes_what_stands_under_it_and_shows_a_sibling(tmp_path):
+    code = """(() => {
+      const c = m.newConversation();
+      const a = m.add(c, m.userTurn("a"), null), b = m.add(c, m.userTurn("b"), null);
+      m.add(c, m.answerTurn(), b.id);
+      m.remove(c, b.id);
+      return [m.path(c).map(t => t.text), Object.keys(c.turns).length, c.title];
+    })()"""
+    assert js(tmp_path, "tree.js", code) == [["a"], 1, "a"]

@@ -1,4 +1,8 @@
-"""The chat page: static files of the `vllm_mlx.ui` package at `/` and `/ui/…`, under a policy that allows only them."""
+"""The pages: static files of the `vllm_mlx.ui` package at `/`, `/dashboard` and `/ui/…`.
+
+Their policy allows nothing but these files. They reveal nothing of this server: what they show they ask for, with a
+key where one is needed.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,12 @@ async def index(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(status_code=200, headers=HEADERS)
     return _serve(request, "index.html")
+
+
+@router.api_route("/dashboard", methods=["GET", "HEAD"])
+async def dashboard(request: Request) -> Response:
+    """The dashboard; what it shows comes from `/v1/dashboard`."""
+    return _serve(request, "dashboard.html")
 
 
 @router.api_route("/ui/{path:path}", methods=["GET", "HEAD"])

@@ -1,91 +1,377 @@
-// The chat page: one conversation with the served model. Talks to /v1/chat/completions only.
-import { MarkdownView, h } from "./render.js";
+// The chat page's centre: which conversation is open, what runs, and how the parts hear of it.
+import { ApiError, key, readEvents, request } from "./api.js";
+import { DEFAULTS, Fold, requestBody, sumStats } from "./chat.js";
+import { Composer } from "./composer.js";
+import { $, h, startTheme } from "./dom.js";
+import { AnswerView, userView } from "./messages.js";
+import { startPanel } from "./panel.js";
+import { Sidebar } from "./sidebar.js";
+import { readSettings, Store, writeSettings } from "./store.js";
+import { definitions, runTool } from "./tools.js";
+import { add, answerTurn, newConversation, newStep, path, remove, select, userTurn } from "./tree.js";
 
-const $ = (id) => document.getElementById(id);
-const messages = [];
-let running = null;
-let key = "";
+const MAX_ROUNDS = 8; // of tool calls in one answer
+const IDEAS = ["What can you do?", "What is the time in Tokyo?", "Reply with pong", "Write a short story about a lighthouse"];
 
-function say(text) { $("notice").textContent = text; }
+const settings = readSettings(DEFAULTS);
+const store = new Store();
+let conversations = [];
+let current = newConversation();
+let server = null; // what /v1/capabilities said
+let running = null; // {controller, turn}
+let isLeaving = false; // the browser breaks off what runs; what was stored says so when the page is opened again
+let answerView = null;
 
-async function send() {
-  const typed = $("text").value;
-  if (!typed.trim() || running) return;
-  say("");
-  running = new AbortController();
-  $("stop").hidden = false;
-  const asked = h("article", { class: "user", "aria-label": "You" }, typed);
-  const body = h("div"), thought = h("div"), fold = h("details", { class: "fold" }, h("summary", {}, "Reasoning"), thought);
-  const stats = h("footer"), answer = h("article", { "aria-label": "Model" }, fold, body, stats);
-  fold.hidden = true;
-  $("log").append(asked, answer);
-  $("text").value = "";
-  const view = new MarkdownView(body);
-  const state = { content: "", reasoning: "", usage: null, first: 0, start: performance.now(), frame: 0 };
-  const draw = () => {
-    state.frame = 0;
-    const isAtEnd = innerHeight + scrollY >= document.body.scrollHeight - 80;
-    fold.hidden = !state.reasoning;
-    thought.textContent = state.reasoning;
-    view.update(state.content);
-    if (isAtEnd) answer.scrollIntoView({ block: "end" });
-  };
+const changed = () => writeSettings(settings);
+const composer = new Composer(settings, { send, stop, changed });
+const turnEvents = { select: (turn) => { if (running) return; select(current, turn.id); save(); draw(); }, edit, again };
+const sidebar = new Sidebar({
+  open: (conversation) => { show(conversation); narrow(false); },
+  renamed: async (conversation) => { await store.put(conversation); drawList(); },
+  deleted: async (conversation) => {
+    if (running && conversation === current) stop();
+    await store.delete(conversation.id);
+    conversations = conversations.filter((one) => one !== conversation);
+    if (conversation === current) show(newConversation());
+    drawList();
+  },
+  imported: async (list) => {
+    for (const conversation of list) await store.put(conversation);
+    conversations = await store.all();
+    if (list.length) show(conversations.find((one) => one.id === list[0].id));
+    composer.say("");
+    announce(`${list.length} conversations imported.`);
+  },
+  say: (text) => composer.say(text),
+  all: () => store.all(),
+});
+
+// ── asking and answering ───────────────────────────────────────────────────────────────────────────────────────────────
+
+async function send(text, images) {
+  composer.say("");
+  const conversation = current;
+  const parent = path(conversation).at(-1)?.id ?? null;
+  const asked = add(conversation, userTurn(text, images.map(({ url, name }) => ({ url, name }))), parent);
+  composer.clear();
+  await answer(asked, () => { // nothing came: what was written goes back to where it was written
+    remove(conversation, asked.id);
+    composer.restoreIfEmpty(text, images);
+  });
+}
+
+async function edit(turn, text) {
+  if (running) return;
+  const conversation = current;
+  const asked = add(conversation, userTurn(text, turn.images), turn.parent);
+  await answer(asked, () => {
+    remove(conversation, asked.id);
+    select(conversation, turn.id);
+    composer.restoreIfEmpty(text, turn.images);
+  });
+}
+
+async function again(turn) {
+  if (running) return;
+  const conversation = current;
+  await answer(conversation.turns[turn.parent], () => select(conversation, turn.id));
+}
+
+/** Answer a question; `undo` is called when the request failed before anything came. */
+async function answer(asked, undo) {
+  const conversation = current;
+  const turn = add(conversation, { ...answerTurn(), isJson: settings.json }, asked.id);
+  if (!conversations.includes(conversation)) conversations.unshift(conversation);
+  const controller = new AbortController();
+  const limit = setTimeout(() => controller.abort("timeout"), (settings.timeout ?? 2 ** 31 / 1001) * 1000);
+  running = { controller, turn };
+  composer.setBusy(true);
+  composer.say("");
+  announce("The model is answering.");
+  draw({ toEnd: true });
+  save(conversation);
+  const view = answerView;
+  const numbers = [];
   let failure = null;
   try {
-    const response = await fetch("/v1/chat/completions", {
-      method: "POST", signal: running.signal,
-      headers: { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) },
-      body: JSON.stringify({ model: "default", stream: true, stream_options: { include_usage: true },
-        enable_thinking: $("think").checked, messages: [...messages, { role: "user", content: typed }] }),
-    });
-    if (!response.ok) {
-      if (response.status === 401) $("keybox").hidden = false;
-      throw new Error((await response.json().catch(() => null))?.error?.message ?? `The server answered ${response.status}.`);
+    for (let round = 0; round < MAX_ROUNDS; round += 1) {
+      const step = newStep();
+      const turns = path(conversation);
+      const body = requestBody(turns, settings, settings.json ? [] : definitions(settings.tools), server?.features);
+      turn.steps.push(step);
+      const fold = new Fold(step, performance.now());
+      try {
+        await (settings.stream ? stream(body, fold, view, controller.signal) : whole(body, fold, controller.signal));
+      } finally {
+        numbers.push(fold.stats());
+        turn.note = fold.detail;
+      }
+      if (!fold.finish) throw new ApiError("The connection broke off before the answer was complete.");
+      step.calls = step.calls.filter(Boolean);
+      if (!step.calls.length || step.calls.some((call) => !call.name)) break;
+      for (const call of step.calls) call.result = runTool(call.name, call.arguments);
+      view.update();
+      if (round === MAX_ROUNDS - 1) turn.note = `Stopped after ${MAX_ROUNDS} rounds of tool calls.`;
     }
-    await read(response.body, (event) => {
-      if (event.error) throw new Error(event.error.message);
-      const delta = event.choices?.[0]?.delta ?? {};
-      if (!state.first && (delta.content || delta.reasoning_content)) state.first = performance.now();
-      state.reasoning += delta.reasoning_content ?? "";
-      state.content += delta.content ?? "";
-      state.usage = event.usage ?? state.usage;
-      state.frame ||= requestAnimationFrame(draw);
-    });
+    turn.state = "done";
   } catch (error) {
-    if (error.name !== "AbortError") failure = error instanceof TypeError ? "The server cannot be reached." : error.message;
+    if (controller.signal.aborted && controller.signal.reason !== "timeout") turn.state = "stopped";
+    else {
+      failure = controller.signal.aborted ? new ApiError(`No complete answer within ${settings.timeout} s, the limit set in this page's settings.`) : error;
+      turn.state = "incomplete";
+    }
   }
-  cancelAnimationFrame(state.frame);
-  draw();
+  if (isLeaving) return;
+  clearTimeout(limit);
+  turn.steps = turn.steps.filter((step) => step.text || step.reasoning || step.calls.length);
+  turn.stats = sumStats(numbers);
   running = null;
-  $("stop").hidden = true;
-  if (failure) say(failure);
-  if (failure && !state.content) { // nothing came: what was typed goes back to where it was typed
-    asked.remove(); answer.remove();
-    $("text").value ||= typed;
-    return;
+  composer.setBusy(false);
+  if (!turn.steps.length && (failure || turn.state === "stopped")) {
+    remove(conversation, turn.id);
+    undo();
+  } else if (failure) turn.note = `This answer is incomplete. ${failure.message}`;
+  else if (turn.state === "stopped") turn.note = "Stopped.";
+  if (failure) fail(failure, !turn.steps.length);
+  if (conversation === current) {
+    if (conversation.turns[turn.id]) { view.finish(); follow.keep(); } else draw();
   }
-  if (!state.content) return; // stopped before anything came: nothing to go on from
-  messages.push({ role: "user", content: typed }, { role: "assistant", content: state.content });
-  if (failure) stats.textContent = "incomplete";
-  const u = state.usage, seconds = (performance.now() - state.first) / 1000;
-  if (u) stats.textContent = `${u.prompt_tokens} + ${u.completion_tokens} tokens · ${(u.completion_tokens / seconds).toFixed(1)}/s · first after ${Math.round(state.first - state.start)} ms · ${Math.round(100 * u.prompt_tokens_details.cached_tokens / u.prompt_tokens)} % cached`;
+  if (Object.keys(conversation.turns).length) await save(conversation);
+  else {
+    conversations = conversations.filter((one) => one !== conversation);
+    await store.delete(conversation.id);
+  }
+  drawList();
+  announce(failure ? "The answer failed." : turn.state === "stopped" ? "Stopped." : "The answer is complete.");
 }
 
-async function read(stream, handle) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) if (line.startsWith("data: {")) handle(JSON.parse(line.slice(6)));
+async function stream(body, fold, view, signal) {
+  const response = await request("/v1/chat/completions", { method: "POST", body, signal });
+  const pen = new Pen(() => { view.update(); view.progress(fold, performance.now()); follow.keep(); });
+  try {
+    for await (const batch of readEvents(response.body)) {
+      const now = performance.now();
+      for (const chunk of batch) fold.chunk(chunk, now);
+      pen.ask();
+    }
+  } catch (error) {
+    throw error instanceof TypeError && !signal.aborted ? new ApiError("The connection to the server was lost.") : error;
+  } finally {
+    pen.stop();
   }
 }
 
-$("form").onsubmit = (event) => { event.preventDefault(); send(); };
-$("stop").onclick = () => running?.abort();
-$("text").onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+async function whole(body, fold, signal) {
+  const response = await request("/v1/chat/completions", { method: "POST", body, signal });
+  fold.whole(await response.json(), performance.now());
+}
+
+/** Draws at most once a frame, and spends at most a third of the time on it: long answers must not stall the page. */
+class Pen {
+  #timer = 0;
+  #frame = 0;
+  #cost = 0;
+  #last = 0;
+
+  constructor(draw) { this.draw = draw; }
+
+  ask() {
+    if (this.#timer || this.#frame) return;
+    const wait = this.#last + 2 * this.#cost - performance.now();
+    if (wait > 4) this.#timer = setTimeout(() => { this.#timer = 0; this.ask(); }, wait);
+    else this.#frame = requestAnimationFrame(() => {
+      this.#frame = 0;
+      const start = performance.now();
+      this.draw();
+      this.#last = performance.now();
+      this.#cost = this.#last - start;
+    });
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    cancelAnimationFrame(this.#frame);
+    this.draw();
+  }
+}
+
+function stop() { running?.controller.abort(); }
+
+function fail(error, isRetyped) {
+  if (error.status === 401) { askKey(error.message); return; }
+  if (error.status === 0) connect();
+  const wait = error.retryAfter ? ` It may be tried again in ${error.retryAfter} s.` : "";
+  composer.say(error.message + wait, isRetyped ? ["Try again", () => $("composer").requestSubmit()] : null);
+}
+
+// ── the server ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+let polling = 0;
+
+async function connect() {
+  clearTimeout(polling);
+  try {
+    const answered = await (await request("/v1/capabilities")).json();
+    server = answered;
+    composer.setServer(answered);
+    $("keybox").hidden = true;
+    const facts = answered.model_traits ?? {};
+    const kinds = ["image", "video", "audio_input"].filter((kind) => answered.modalities[kind]).map((kind) => (kind === "audio_input" ? "audio" : kind));
+    setModel(answered.model_loaded ? "ready" : "loading", answered.model_loaded ? answered.model_name : "The model is loading …",
+      answered.model_loaded ? [kinds.length ? `text + ${kinds.join(" + ")}` : "text", facts.quantization, answered.limits.effective_context_tokens && `${Math.round(answered.limits.effective_context_tokens / 1024)}k context`].filter(Boolean).join(" · ") : "");
+    $("key-button").hidden = !answered.auth.api_key_required;
+    if (answered.model_loaded) drawEmpty(); else polling = setTimeout(connect, 1500);
+  } catch (error) {
+    if (error.status === 401) { setModel("locked", "An API key is needed", ""); $("key-button").hidden = false; askKey(key.get() ? error.message : ""); return; }
+    setModel("gone", error.status ? error.message : "The server cannot be reached", "");
+    polling = setTimeout(connect, document.hidden ? 15000 : 3000);
+  }
+}
+
+function setModel(state, name, facts) {
+  $("model").dataset.state = state;
+  $("model-name").textContent = name;
+  $("model-facts").textContent = facts;
+}
+
+function askKey(why) {
+  $("key-why").textContent = why || "This server answers only callers with a key.";
+  $("keybox").hidden = false;
+  $("key").focus();
+}
+
+$("keybox").onsubmit = async (event) => {
+  event.preventDefault();
+  key.set($("key").value.trim(), $("key-keep").checked);
+  $("key").value = "";
+  $("keybox").hidden = true;
+  await connect();
+  if ($("keybox").hidden && !composer.isEmpty) $("composer").requestSubmit();
+  else if ($("keybox").hidden) composer.text.focus();
 };
-$("keybox").onsubmit = (event) => { event.preventDefault(); key = $("key").value.trim(); $("keybox").hidden = true; send(); };
+$("key-button").onclick = () => { if ($("keybox").hidden) askKey("Another key takes the place of the one in use; an empty one forgets it."); else $("keybox").hidden = true; };
+
+// ── what is shown ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Keeps the end of the conversation in sight, until a person scrolls away from it. */
+const follow = {
+  isOn: true,
+  top: 0,
+  height: 0,
+  keep() { if (this.isOn) $("scroll").scrollTop = $("scroll").scrollHeight; },
+  watch() {
+    const box = $("scroll");
+    box.addEventListener("scroll", () => {
+      // Only scrolling up leaves the end; text that grows or is laid out anew moves it away as well.
+      if (box.scrollHeight - box.scrollTop - box.clientHeight < 60) this.isOn = true;
+      else if (box.scrollTop < this.top && box.scrollHeight === this.height) this.isOn = false;
+      [this.top, this.height] = [box.scrollTop, box.scrollHeight];
+      $("latest").hidden = this.isOn;
+    }, { passive: true });
+    $("latest").onclick = () => { this.isOn = true; this.keep(); };
+    const observer = new ResizeObserver(() => this.keep());
+    observer.observe(box);
+    observer.observe($("log"));
+  },
+};
+
+function draw({ toEnd = false } = {}) {
+  const turns = path(current);
+  answerView = null;
+  $("log").replaceChildren(...turns.map((turn) => {
+    if (turn.role === "user") return userView(current, turn, turnEvents);
+    const view = new AnswerView(current, turn, turnEvents);
+    if (turn === running?.turn) answerView = view;
+    return view.el;
+  }));
+  $("empty").hidden = turns.length > 0;
+  document.title = current.title ? `${current.title} · vllm-mlx` : "vllm-mlx";
+  if (toEnd) follow.isOn = true;
+  follow.keep();
+  localStorage.setItem("open", current.id);
+  drawList();
+}
+
+function drawList() { sidebar.draw(conversations.filter((one) => one.first), current.id); }
+
+function drawEmpty() {
+  const image = server?.modalities?.image;
+  $("empty-about").textContent = server?.model_name ? `${server.model_name} is ready${image ? ", and can look at pictures: paste or drop one" : ""}.` : "";
+  $("ideas").replaceChildren(...IDEAS.map((text) => h("button", { type: "button", class: "idea", onclick: () => {
+    if (/time/.test(text) && !settings.tools.includes("get_time") && server?.features.tool_calling) { settings.tools = [...settings.tools, "get_time"]; changed(); composer.draw(); }
+    composer.restore(text, composer.images);
+    $("composer").requestSubmit();
+  } }, text)));
+}
+
+function show(conversation) {
+  if (running) stop();
+  current = conversation;
+  draw({ toEnd: true });
+  if (matchMedia("(hover: hover)").matches) composer.text.focus();
+}
+
+async function save(conversation = current) {
+  conversation.updated = Date.now();
+  try { await store.put(conversation); } catch (error) { composer.say(`This conversation cannot be kept in the browser: ${error.message}`); }
+  conversations.sort((a, b) => b.updated - a.updated);
+}
+
+function announce(text) { $("announce").textContent = text; }
+
+// ── panels and keys ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const isNarrow = () => matchMedia("(max-width: 900px)").matches;
+
+function narrow(isOpen) {
+  if (!isNarrow()) return;
+  document.body.classList.toggle("sidebar-open", isOpen);
+  $("scrim").hidden = !isOpen;
+}
+
+function panel(isOpen) {
+  $("panel").hidden = !isOpen;
+  $("open-panel").setAttribute("aria-expanded", isOpen);
+  if (isOpen) $("system").focus(); else $("open-panel").focus();
+}
+
+$("open-sidebar").onclick = () => (isNarrow() ? narrow(true) : document.body.classList.toggle("no-sidebar"));
+$("close-sidebar").onclick = $("scrim").onclick = () => { narrow(false); $("open-sidebar").focus(); };
+$("open-panel").onclick = () => panel($("panel").hidden);
+$("close-panel").onclick = () => panel(false);
+$("open-keys").onclick = () => $("keys").showModal();
+$("new").onclick = () => { show(newConversation()); narrow(false); };
+
+addEventListener("keydown", (event) => {
+  const isTyping = event.target.matches("input, textarea, select, [contenteditable]");
+  if (event.key === "Escape") {
+    if (running) stop();
+    else if (!$("keybox").hidden) $("keybox").hidden = true;
+    else if (!$("panel").hidden) panel(false);
+    else if (document.body.classList.contains("sidebar-open")) narrow(false);
+  } else if (event.altKey && event.code === "KeyN") { event.preventDefault(); $("new").click(); }
+  else if (event.altKey && event.code === "Comma") { event.preventDefault(); panel($("panel").hidden); }
+  else if (event.key === "ArrowUp" && event.target === composer.text && composer.isEmpty && !running) {
+    const last = [...document.querySelectorAll(".turn.user")].at(-1);
+    if (last) { event.preventDefault(); last.querySelector("[aria-label='Edit message']").click(); }
+  } else if (!isTyping && event.key === "/") { event.preventDefault(); composer.text.focus(); }
+  else if (!isTyping && event.key === "?") $("keys").showModal();
+});
+addEventListener("beforeunload", () => { isLeaving = true; });
+
+// ── start ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+startTheme($("theme"));
+startPanel(settings, DEFAULTS, changed);
+follow.watch();
+await store.start();
+if (!store.isKept) $("kept").textContent = "This browser keeps no conversations here (a private window?); export what you need.";
+conversations = await store.all();
+for (const conversation of conversations) { // what ran when the page was left is over
+  for (const turn of Object.values(conversation.turns)) if (turn.state === "running") Object.assign(turn, { state: "incomplete", note: "This answer is incomplete: the page was closed." });
+}
+current = conversations.find((one) => one.id === localStorage.getItem("open")) ?? current;
+draw({ toEnd: true });
+connect();
+composer.text.focus();
+document.documentElement.dataset.ready = "true";

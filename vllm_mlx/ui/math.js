@@ -37,10 +37,14 @@ function readRow(s, isEnd) {
     if (token === "}" || isEnd(token)) break;
     const atom = readScripted(s);
     if (atom) out.push(atom);
+    // As TeX sets it: a thin space between a function and what it is applied to, none before brackets.
+    if (atom?.isFunction && !/^([([{)\]}^_,;.]|\\(left|right|[,;:!]))?$/.test(nextToken(s))) out.push(leaf("mspace", "", { width: "0.17em" }));
   }
   s.depth -= 1;
   return out;
 }
+
+const nextToken = (s) => s.tokens.slice(s.at, s.at + 2).find((token) => token.trim()) ?? "";
 
 const skipSpace = (s) => { while (/^\s/.test(s.tokens[s.at] ?? "")) s.at += 1; };
 
@@ -59,11 +63,11 @@ function readScripted(s) {
       sup = { ...leaf("mo", (sup?.text ?? "") + "′"), isPrime: true };
     } else { s.at = before; break; }
   }
-  const isUnder = base.isLimited && s.isDisplay;
+  const isUnder = base.isLimited && s.isDisplay, { isFunction } = base;
   if (sub && sup) base = node(isUnder ? "munderover" : "msubsup", [base, sub, sup]);
   else if (sub) base = node(isUnder ? "munder" : "msub", [base, sub]);
   else if (sup) base = node(isUnder ? "mover" : "msup", [base, sup]);
-  return base;
+  return isFunction ? { ...base, isFunction } : base;
 }
 
 function readArgument(s) {
@@ -106,7 +110,7 @@ function readCommand(s, name) {
   if (greek.has(name)) return leaf("mi", greek.get(name), /^[A-Z]/.test(name) ? { mathvariant: "normal" } : {});
   if (big.has(name)) return { ...leaf("mo", big.get(name)), isLimited: !name.includes("int") };
   if (signs.has(name)) return leaf("mo", signs.get(name));
-  if (FUNCTIONS.has(name)) return { ...leaf("mi", name), isLimited: LIMITED.has(name) };
+  if (FUNCTIONS.has(name)) return { ...leaf("mi", name), isLimited: LIMITED.has(name), isFunction: true };
   if (name in SPACES) return leaf("mspace", "", { width: SPACES[name] });
   if (name in ACCENTS) return node("mover", [readArgument(s), leaf("mo", ACCENTS[name], { stretchy: /^(over|wide)/.test(name) ? "true" : "false" })], { accent: "true" });
   switch (name) {
