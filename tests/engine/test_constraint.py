@@ -11,12 +11,12 @@ from vllm_mlx.engine.constraint import (
     AfterReasoning,
     GrammarConstraint,
     Guide,
-    MarkerMatch,
     ThinkingTracker,
     is_allowed,
     mask_of,
     prepare_guides,
 )
+from vllm_mlx.engine.markers import SpelledMarker
 from vllm_mlx.engine.request import Prompt, Request, ThinkingBudget
 from vllm_mlx.generation.grammar import ReasoningTokens
 from vllm_mlx.generation.request import OutputFormat
@@ -34,6 +34,18 @@ def grammar(pattern: str, reasoning: ReasoningTokens | None = None):  # type: ig
 
 def ids(text: str) -> list[int]:
     return ids_of(TOKENIZER, text)
+
+
+JOINED = 10_000
+"""A token that holds the end of a marker and the line breaks behind it."""
+
+
+def spelled(text: str) -> SpelledMarker:
+    def bytes_of(token_id: int) -> bytes:
+        return b">\n\n" if token_id == JOINED else TOKENIZER.decode([token_id]).encode()
+
+    rests = tuple(tuple(ids(text[k:])) for k in range(len(text) + 1))
+    return SpelledMarker(text.encode(), tuple(ids(text)), bytes_of, rests)
 
 
 # -- grammars ---------------------------------------------------------------------------------------------------------
@@ -128,6 +140,13 @@ def test_an_answer_may_end_in_its_reasoning_where_an_empty_one_is_of_the_shape()
     assert constraint.allowed() is None
 
 
+def test_a_grammar_begins_behind_a_marker_that_joined_what_follows() -> None:
+    constraint = grammar("ab", ReasoningTokens(spelled("<t>"), spelled("</t>"), starts_open=True))
+    for token in [*ids("hm </t"), JOINED]:
+        constraint.accept(token)
+    assert allowed_ids(constraint) == set(ids("a"))
+
+
 def test_a_start_marker_of_several_tokens_shares_its_beginning_with_the_grammar() -> None:
     reasoning = ReasoningTokens(tuple(ids("[THINK]")), tuple(ids("[/THINK]")))
     answer = grammar(r"\[T[0-9]\]", reasoning)
@@ -137,12 +156,6 @@ def test_a_start_marker_of_several_tokens_shares_its_beginning_with_the_grammar(
     assert takes(thought, ids("[TH")) and allowed_ids(thought) == set(ids("I"))
     assert takes(thought, ids("INK]what[/[/THINK]")) and allowed_ids(thought) == set(ids("["))
     assert takes(thought, ids("[T1]")) and thought.is_finished
-
-
-def test_a_marker_is_found_whatever_stands_before_it() -> None:
-    match = MarkerMatch((1, 1, 2))
-    assert [match.feed(t) for t in (1, 1, 1, 2, 1, 2, 1, 1, 2)] == [False, False, False, True] + [False] * 4 + [True]
-    assert not MarkerMatch(()).feed(1)
 
 
 # -- the cap on reasoning ---------------------------------------------------------------------------------------------
@@ -202,6 +215,18 @@ def test_a_marker_the_model_has_begun_is_finished_not_restarted() -> None:
     tracker = ThinkingTracker(ThinkingBudget(3, (), end, end, starts_open=True))
     assert run(tracker, ids("ab<xyz")) == ids("ab</t>xyz")
     assert tracker.num_reasoning == 2
+
+
+def test_a_cap_holds_where_the_marker_is_plain_text_that_joins_what_follows() -> None:
+    forced = (*ids("\n</t"), JOINED)
+    for starts_open, opening in ((True, ""), (False, "hm <t>")):
+        tracker = ThinkingTracker(ThinkingBudget(3, spelled("<t>"), spelled("</t>"), forced, starts_open=starts_open))
+        written = run(tracker, ids(f"{opening}abcdefg"))
+        assert written == [*ids(f"{opening}ab"), *forced, *ids("cdefg")]
+        assert tracker.num_reasoning == 3 and not tracker.is_open
+    by_itself = ThinkingTracker(ThinkingBudget(9, (), spelled("</t>"), forced, starts_open=True))
+    assert run(by_itself, [*ids("ab</t"), JOINED, *ids("long answer")])[-1] == ids("r")[0]
+    assert by_itself.num_reasoning == 2
 
 
 def test_a_budget_is_for_all_reasoning_of_an_answer() -> None:

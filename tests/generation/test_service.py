@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.fakes import ByteTokenizer, FakeEngine, FakeExpander, fake_profile, fake_service
+from vllm_mlx.engine.markers import SpelledMarker
 from vllm_mlx.engine.step import FinishReason
 from vllm_mlx.errors import (
     ContextLengthExceeded,
@@ -372,6 +373,19 @@ async def test_enable_thinking_reaches_the_template_and_a_closed_prompt_is_not_r
     assert prompt.endswith("<think>\n\n</think>\n\n")
 
 
+async def test_markers_of_plain_words_are_looked_for_in_the_bytes_of_tokens():
+    parsing = ParsingSettings(reasoning_parser="granite", tool_call_parser="none", max_thinking_tokens=5)
+    thought = "Here is my thought process: hm Here is my response:"
+    engine = FakeEngine(reply=thought + " yes")
+    service = fake_service(engine, settings=Settings(parsing=parsing))
+    message = await collect(service.generate(ask()))
+    budget = engine.requests[0].thinking
+    assert isinstance(budget.end, SpelledMarker) and budget.end.text == b"Here is my response:"
+    assert budget.end.bytes_of(65) == b"A" and budget.end.rests[-2] == (ord(":"),)
+    assert (message.reasoning, message.text) == ("hm", "yes")
+    assert message.finished.usage.num_reasoning_tokens == len(" hm ")
+
+
 async def test_the_thinking_budget_is_the_smaller_of_request_and_flag():
     parsing = ParsingSettings(reasoning_parser="qwen3", tool_call_parser="hermes", max_thinking_tokens=50)
     engine = FakeEngine()
@@ -380,7 +394,7 @@ async def test_the_thinking_budget_is_the_smaller_of_request_and_flag():
     await events_of(service, ask(reasoning=ReasoningOptions(max_tokens=90)))
     budget = engine.requests[0].thinking
     assert (budget.max_tokens, engine.requests[1].thinking.max_tokens) == (20, 50)
-    assert budget.end_ids == (engine.tokenizer.id_of("</think>"),)
+    assert budget.end == (engine.tokenizer.id_of("</think>"),)
     assert engine.tokenizer.decode(budget.forced_ids) == "\n</think>\n\n"
 
 

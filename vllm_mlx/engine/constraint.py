@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
+from vllm_mlx.engine.markers import Marker, ids_of, match_of
 from vllm_mlx.engine.request import Constraint, Request, ThinkingBudget
 
 
@@ -124,33 +125,6 @@ class GrammarConstraint:
             self._mask = np.zeros(self.num_words, dtype=np.uint32)
 
 
-class MarkerMatch:
-    """How much of a marker (token ids) the last tokens have matched. Restarts on a mismatch like a small KMP."""
-
-    def __init__(self, marker: Sequence[int]) -> None:
-        self.marker = tuple(marker)
-        self.num_matched = 0
-        self._fallback = [0] * (len(self.marker) + 1)
-        k = 0
-        for i in range(1, len(self.marker)):
-            while k and self.marker[i] != self.marker[k]:
-                k = self._fallback[k]
-            k += self.marker[i] == self.marker[k]
-            self._fallback[i + 1] = k
-
-    def feed(self, token_id: int) -> bool:
-        """Take one token; True when it completes the marker (and the match starts again)."""
-        if not self.marker:
-            return False
-        while self.num_matched and self.marker[self.num_matched] != token_id:
-            self.num_matched = self._fallback[self.num_matched]
-        self.num_matched += self.marker[self.num_matched] == token_id
-        if self.num_matched == len(self.marker):
-            self.num_matched = 0
-            return True
-        return False
-
-
 class AfterReasoning:
     """A constraint that begins only when the reasoning has ended.
 
@@ -164,16 +138,16 @@ class AfterReasoning:
         inner: GrammarConstraint,
         *,
         vocab_size: int,
-        start_ids: Sequence[int],
-        end_ids: Sequence[int],
+        start: Marker,
+        end: Marker,
         starts_open: bool,
         stop_token_ids: Iterable[int] = (),
     ) -> None:
         self._inner = inner
-        self._start = tuple(start_ids)
-        self._end = MarkerMatch(end_ids)
+        self._start = ids_of(start)
+        self._end = match_of(end)
         self._vocab_size = vocab_size
-        banned = () if inner.is_complete else frozenset(stop_token_ids) - frozenset(end_ids)
+        banned = () if inner.is_complete else frozenset(stop_token_ids) - frozenset(ids_of(end))
         self._thinking_mask = mask_without(banned, vocab_size) if banned else None
         self._is_open = starts_open
         self._num_start_matched: int | None = None if starts_open or not self._start else 0
@@ -243,11 +217,13 @@ class ThinkingTracker:
     """
 
     def __init__(self, budget: ThinkingBudget) -> None:
-        self._start = MarkerMatch(budget.start_ids)
-        self._end = MarkerMatch(budget.end_ids)
-        self._forced = budget.forced_ids or budget.end_ids
-        num_words = _position_of(budget.end_ids, self._forced)
-        if num_words > budget.max_tokens:
+        self._start = match_of(budget.start)
+        self._end = match_of(budget.end)
+        self._forced = budget.forced_ids or ids_of(budget.end)
+        num_words = _num_before(budget.end, self._forced)
+        if num_words is None:
+            self._forced, num_words = ids_of(budget.end), 0
+        elif num_words > budget.max_tokens:
             self._forced, num_words = self._forced[num_words:], 0
         self._limit = budget.max_tokens - num_words
         self._pending: list[int] = []
@@ -257,8 +233,7 @@ class ThinkingTracker:
     def forced(self) -> int | None:
         """The token that must come next, if any."""
         if not self._pending and self.is_open and self.num_reasoning >= self._limit:
-            begun = self._end.num_matched
-            self._pending = list(self._end.marker[begun:] if begun else self._forced)
+            self._pending = list(self._end.rest() or self._forced)
         return self._pending[0] if self._pending else None
 
     def accept(self, token_id: int) -> None:
@@ -273,7 +248,7 @@ class ThinkingTracker:
         self.num_reasoning += 1
         if self._end.feed(token_id):
             self.is_open = False
-            self.num_reasoning -= len(self._end.marker)
+            self.num_reasoning -= self._end.num_tokens
 
     @property
     def needs_host_token(self) -> bool:
@@ -281,11 +256,13 @@ class ThinkingTracker:
         return bool(self._pending) or self._limit - self.num_reasoning <= 2
 
 
-def _position_of(marker: Sequence[int], ids: Sequence[int]) -> int:
-    for i in range(len(ids) - len(marker) + 1):
-        if tuple(ids[i : i + len(marker)]) == tuple(marker):
-            return i
-    return 0
+def _num_before(marker: Marker, ids: Sequence[int]) -> int | None:
+    """How many of these tokens come before the marker; None when it is not among them."""
+    match = match_of(marker)
+    for i, token_id in enumerate(ids, start=1):
+        if match.feed(token_id):
+            return i - match.num_tokens
+    return None
 
 
 class Guide:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..models.span import MediaSpan as MediaSpan
 from ..models.span import VideoFrames as VideoFrames
+from .markers import Marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,13 @@ class Constraint(Protocol):
 class ThinkingBudget:
     """Cap on reasoning tokens, kept by forcing the end marker.
 
-    `starts_open`: the prompt already opened the reasoning. `start_ids` / `end_ids` are the marker's token ids;
-    `forced_ids` is what the engine writes when `max_tokens` reasoning tokens were generated without `end_ids`.
+    `starts_open`: the prompt already opened the reasoning. `forced_ids`, which hold the end marker, are what the engine
+    writes when `max_tokens` reasoning tokens were generated without it.
     """
 
     max_tokens: int
-    start_ids: tuple[int, ...]
-    end_ids: tuple[int, ...]
+    start: Marker
+    end: Marker
     forced_ids: tuple[int, ...]
     starts_open: bool = False
 

@@ -21,6 +21,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
 from vllm_mlx.engine.constraint import AfterReasoning, GrammarConstraint
+from vllm_mlx.engine.markers import Marker
 from vllm_mlx.engine.request import Constraint
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.checks import check_schema
@@ -37,8 +38,8 @@ _MAX_CHOICES = 10_000
 class ReasoningTokens:
     """Where the reasoning stands in the tokens; `starts_open` when the prompt has opened it."""
 
-    start_ids: tuple[int, ...]
-    end_ids: tuple[int, ...]
+    start: Marker
+    end: Marker
     starts_open: bool = False
 
 
@@ -65,8 +66,8 @@ class CompiledGrammar:
         return AfterReasoning(
             constraint,
             vocab_size=self.vocab_size,
-            start_ids=reasoning.start_ids,
-            end_ids=reasoning.end_ids,
+            start=reasoning.start,
+            end=reasoning.end,
             starts_open=reasoning.starts_open,
             stop_token_ids=self.stop_token_ids,
         )

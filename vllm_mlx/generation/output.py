@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vllm_mlx.engine.markers import Marker, match_of
 from vllm_mlx.engine.step import TokenLogprobs
 from vllm_mlx.generation.detokenizer import Detokenizer, TokenTable
 from vllm_mlx.generation.events import LogprobEntry, LogprobsDelta, OutputEvent
@@ -30,31 +31,25 @@ from vllm_mlx.parsers.pipeline import OutputParser
 class ReasoningCounter:
     """Counts the tokens between the markers of reasoning, the markers themselves not."""
 
-    def __init__(self, start_ids: Sequence[int], end_ids: Sequence[int], *, starts_open: bool) -> None:
-        self._start, self._end = tuple(start_ids), tuple(end_ids)
+    def __init__(self, start: Marker, end: Marker, *, starts_open: bool) -> None:
+        self._start, self._end = match_of(start), match_of(end)
+        self._markers = start, end
         self._is_open = starts_open
-        self._tail: tuple[int, ...] = ()
-        self._num = 0
-
-    @property
-    def num_tokens(self) -> int:
-        return self._num
+        self.num_tokens = 0
 
     def feed(self, token_ids: Iterable[int]) -> None:
         for token_id in token_ids:
-            marker = self._end if self._is_open else self._start
-            self._num += self._is_open
-            self._tail = (*self._tail, token_id)[-len(marker) :]
-            if self._tail == marker:
-                if self._is_open:
-                    self._num -= len(marker)
-                self._is_open = not self._is_open
-                self._tail = ()
+            self.num_tokens += self._is_open
+            if self._is_open and self._end.feed(token_id):
+                self.num_tokens -= self._end.num_tokens
+                self._is_open = False
+            elif not self._is_open:
+                self._is_open = self._start.feed(token_id)
 
     def close(self) -> None:
         """Something other than reasoning was said: it is over, with or without a marker."""
         self._is_open = False
-        self._tail = ()
+        self._start, self._end = map(match_of, self._markers)
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vllm_mlx.engine.markers import Marker, SpelledMarker
 from vllm_mlx.engine.request import Constraint, ThinkingBudget
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.detokenizer import TokenTable
@@ -52,7 +53,7 @@ class AnswerReader:
         self._builder = builder
         self._parsing = parsing
         self._grammar = grammar
-        self._marker_ids: dict[str, tuple[int, ...]] = {}
+        self._markers: dict[str, Marker] = {}
 
     def read(self, request: GenerationRequest, prompt_text: str) -> Reading:
         """May take as long as compiling a grammar does. InvalidRequest for a shape that cannot be forced."""
@@ -65,7 +66,7 @@ class AnswerReader:
             skip=self._skipped_ids(request, parser),
             stops=StopMatcher(request.stop, include_stop=request.include_stop) if request.stop else None,
             parser=parser,
-            reasoning=ReasoningCounter(tokens.start_ids, tokens.end_ids, starts_open=starts_open) if tokens else None,
+            reasoning=ReasoningCounter(tokens.start, tokens.end, starts_open=starts_open) if tokens else None,
             wants_logprobs=request.sampling.num_logprobs is not None,
             allows_parallel_calls=request.parallel_tool_calls,
         )
@@ -76,7 +77,7 @@ class AnswerReader:
             waits = tokens is not None and self._may_reason(request, parser, prompt_text, starts_open)
             if tokens is not None and request.output_format is None and parser is not None and parser.envelope:
                 end = parser.envelope.reasoning_end
-                tokens = replace(tokens, end_ids=self._ids_of(end)) if end else tokens
+                tokens = replace(tokens, end=self._marker(end)) if end else tokens
             make_constraint = grammar.maker(tokens if waits else None)
         return Reading(assembler, make_constraint, budget)
 
@@ -135,7 +136,7 @@ class AnswerReader:
         markers = parser.reasoning_markers if parser is not None else None
         if markers is None:
             return None
-        return ReasoningTokens(self._ids_of(markers.start), self._ids_of(markers.end), starts_open=starts_open)
+        return ReasoningTokens(self._marker(markers.start), self._marker(markers.end), starts_open=starts_open)
 
     def _may_reason(
         self, request: GenerationRequest, parser: OutputParser | None, prompt_text: str, starts_open: bool
@@ -157,16 +158,28 @@ class AnswerReader:
             return None
         return ThinkingBudget(
             max_tokens=min(asked),
-            start_ids=tokens.start_ids,
-            end_ids=tokens.end_ids,
-            forced_ids=self._ids_of(markers.forced_end),
+            start=tokens.start,
+            end=tokens.end,
+            forced_ids=self._encode(markers.forced_end),
             starts_open=tokens.starts_open,
         )
 
-    def _ids_of(self, marker: str) -> tuple[int, ...]:
-        if marker not in self._marker_ids:
-            self._marker_ids[marker] = tuple(self._tokenizer.encode(marker, add_special_tokens=False))
-        return self._marker_ids[marker]
+    def _marker(self, text: str) -> Marker:
+        """A text as tokens know it: by ids where added tokens bound it, which nothing merges with; else by bytes."""
+        if text not in self._markers:
+            ids = self._encode(text)
+            added = self._tokenizer.added_tokens_decoder
+            if not ids or (ids[0] in added and ids[-1] in added):
+                self._markers[text] = ids
+            else:
+                spelled = text.encode()
+                ends = {len(text[:k].encode()): text[k:] for k in range(len(text) + 1)}
+                rests = tuple(self._encode(ends.get(k, "")) for k in range(len(spelled) + 1))
+                self._markers[text] = SpelledMarker(spelled, ids, self._table.token_bytes, rests)
+        return self._markers[text]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
     # ── the grammar ─────────────────────────────────────────────────────────────────────────────────────────────────
 
