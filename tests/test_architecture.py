@@ -27,7 +27,9 @@ BELOW = {
 # The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.
 TOP = {"app", "backend", "beside", "fleet", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
 # The files of the engine that compute; everything else in it decides.
-MLX_IN_ENGINE = {"runner", "decode_batch", "kv_cache", "kv_batch", "sampler", "draws", "logits", "constraint"}
+MLX_IN_ENGINE = {
+    "runner", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "sampler", "draws", "logits", "constraint",
+}  # fmt: skip
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}
 
 

@@ -36,6 +36,7 @@ class Subject:
     """A tiny model, loaded by mlx-lm and by us, with prompts and mlx-lm's answers to them."""
 
     def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
         path = tiny_models.build(name, folder / name)
         self.reference, _ = load_model(path)
         self.model = load(path).model
@@ -55,6 +56,11 @@ class Subject:
 @pytest.fixture(scope="module", params=MODELS)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(request.param, tmp_path_factory.mktemp("models"))
+
+
+def test_every_model_but_few_computes_prompts_together(subject: Subject) -> None:
+    runner = EngineHarness(subject.model).runner
+    assert runner.can_pack == (subject.name not in {"falcon_h1", "llama4"})
 
 
 def test_alone(subject: Subject) -> None:
@@ -93,6 +99,21 @@ def test_merged_into_one_group_and_of_equal_lengths(subject: Subject) -> None:
     assert [harness.answers[i].tokens for i in mixed] == subject.expected[1:]
 
 
+def test_prompts_computed_together(subject: Subject) -> None:
+    rng = random.Random(3)
+    stem = subject.prompts[4][:48]
+    prompts = [[rng.randrange(20, 590) for _ in range(n)] for n in (35, 40, 38, 33, 2, 2)]
+    prompts += [stem + [rng.randrange(20, 590) for _ in range(n)] for n in (9, 12, 10)]  # behind a prefix hit
+    expected = [subject.reference_tokens(prompt) for prompt in prompts]
+    for chunk, least in ((256, 6), (64, 2)):
+        harness = EngineHarness(subject.model, chunk=chunk, max_rows=16)
+        harness.lone(stem, max_tokens=1)
+        ids = [harness.ask(prompt, max_tokens=NUM_TOKENS) for prompt in prompts]
+        harness.run()
+        assert [harness.answers[i].tokens for i in ids] == expected
+        assert not harness.runner.can_pack or harness.runner.metrics()["num_packed_chunks"] >= least
+
+
 def test_after_prefix_hits(subject: Subject) -> None:
     harness = EngineHarness(subject.model)
     for _ in range(2):
@@ -122,7 +143,7 @@ def test_quantised_kv_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypat
     quantization = Quantization(bits=8, group_size=32)
     alone = EngineHarness(subject.model, prefix_bytes=0, quantization=quantization)
     expected = [alone.lone(prompt, max_tokens=NUM_TOKENS) for prompt in subject.prompts]
-    together = EngineHarness(subject.model, quantization=quantization)
+    together = EngineHarness(subject.model, quantization=quantization, chunk=256)
     ids = [together.ask(prompt, max_tokens=NUM_TOKENS) for prompt in subject.prompts]
     together.run()
     assert [together.answers[i].tokens for i in ids] == expected

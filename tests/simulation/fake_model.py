@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from vllm_mlx.engine.packing import pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease, Segment
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Sequence
@@ -157,7 +158,9 @@ class FakeRunner:
             sampled.append(Sampled(request_id, (row.device_token,)))
             if self.checkpoint_step and len(row.keys) % self.checkpoint_step == 0:
                 row.keep()
-        for chunk in plan.chunks:
+        packs = pack_chunks(plan.chunks)
+        assert sorted(c.request_id for pack in packs for c in pack) == sorted({c.request_id for c in plan.chunks})
+        for chunk in (chunk for pack in packs for chunk in pack):
             sequence, row = sequences[chunk.request_id], self.rows[chunk.request_id]
             assert len(row.keys) == chunk.start, f"chunk at {chunk.start} on a row of {len(row.keys)}"
             for key in sequence.cache_key[chunk.start : chunk.end]:

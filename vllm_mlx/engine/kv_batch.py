@@ -33,28 +33,37 @@ from vllm_mlx.engine.kv_cache import (
     cut,
     group,
 )
+from vllm_mlx.models.grouped import Spread
 
 
 class Frame:
-    """What all layers of one step share: positions of the new tokens, made into arrays once."""
+    """What all layers of one step share: positions of the new tokens, made into arrays once.
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    Each row gets `num_new` tokens, behind its own length. Where a row has fewer, what is written for the others lies
+    beyond its end, hidden from its tokens and written over later.
+    """
+
+    def __init__(self, lengths: Sequence[int], num_new: int = 1) -> None:
         self.lengths = list(lengths)
-        self.span = max(self.lengths) + 1
+        self.num_new = num_new
+        self.span = max(self.lengths) + num_new
         self.is_uniform = min(self.lengths) == max(self.lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
+        self._positions = self.offset[:, None]
+        if num_new > 1:
+            self._positions = self._positions + mx.arange(num_new, dtype=mx.int32)
         self._masks: dict[tuple[int | None, int | None], mx.array | None] = {}
         self._slots: dict[int | None, mx.array] = {}
 
     def slots(self, ring: int | None) -> mx.array:
-        """int32 [R, 1, 1, 1]: where each row's token is written, in a plain buffer or a ring of that size."""
+        """int32 [R, 1, N, 1]: where each row's tokens are written, in a plain buffer or a ring of that size."""
         if ring not in self._slots:
-            positions = self.offset if ring is None else self.offset % ring
-            self._slots[ring] = positions[:, None, None, None]
+            positions = self._positions if ring is None else self._positions % ring
+            self._slots[ring] = positions[:, None, :, None]
         return self._slots[ring]
 
     def mask(self, ring: int | None, window: int | None) -> mx.array | None:
-        """bool [R, 1, 1, span]: the slots each row may see; None where every row may see all of them."""
+        """bool [R, 1, N, span]: the slots each new token may see; None where every row may see all of them."""
         if (ring, window) not in self._masks:
             self._masks[ring, window] = self._make_mask(ring, window)
         return self._masks[ring, window]
@@ -62,13 +71,15 @@ class Frame:
     def _make_mask(self, ring: int | None, window: int | None) -> mx.array | None:
         span = self.span if ring is None else min(self.span, ring)
         visible = min(window or self.span, ring or self.span)
-        if self.is_uniform and visible >= span:
+        if self.is_uniform and visible >= span and self.num_new == 1:
             return None
-        slots = mx.arange(span, dtype=mx.int32)[None]
-        offset = self.offset[:, None]
-        age = offset - slots if ring is None else (offset - slots) % ring
-        mask = (age >= 0) & (age < visible) & (age <= offset)
-        return mask[:, None, None, :]
+        if self.num_new > 1 and ring is not None and self.span > ring:
+            raise ValueError("several tokens at once would be written over ones that are still seen")
+        slots = mx.arange(span, dtype=mx.int32)
+        position = self._positions[:, :, None]
+        age = position - slots if ring is None else (position - slots) % ring
+        mask = (age >= 0) & (age < visible) & (age <= position)
+        return mask[:, None]
 
 
 class AttentionRows:
@@ -101,11 +112,11 @@ class AttentionRows:
         return self._like.show(keys), self._like.show(values)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
-        assert self.frame is not None and N == 1, "a batch decodes one token a step"
+        assert self.frame is not None and N == 1, "each token of a step is a row of its own"
         return self.frame.mask(None, window_size)
 
     def size(self) -> int:
-        return self.frame.span - 1 if self.frame else 0
+        return self.frame.span - self.frame.num_new if self.frame else 0
 
     def empty(self) -> bool:
         return not self._keys
@@ -161,13 +172,13 @@ class AttentionRows:
         return cut(keys, start, end), cut(values, start, end)
 
     def _put(self, buffers: Planes, new: Planes) -> Planes:
-        """One token into each row, at the row's own length."""
+        """The step's tokens into each row, from the row's own length on."""
         assert self.frame is not None
         buffers = self._made(buffers, new)
         if self.frame.is_uniform:
             position = self.frame.lengths[0]
             for buffer, x in zip(buffers, new, strict=True):
-                buffer[:, :, position : position + 1] = x
+                buffer[:, :, position : position + self.frame.num_new] = x
             return buffers
         slots = self.frame.slots(None)
         return tuple(
@@ -218,7 +229,7 @@ class WindowRows:
         return self.keys[:, :, :span], self.values[:, :, :span]
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
-        assert self.frame is not None and N == 1, "a batch decodes one token a step"
+        assert self.frame is not None and N == 1, "each token of a step is a row of its own"
         return self.frame.mask(self.max_size, window_size)
 
     def size(self) -> int:
@@ -335,11 +346,20 @@ Rows = AttentionRows | WindowRows | RecurrentRows
 
 @dataclass(frozen=True, slots=True)
 class GroupSlice:
-    """Rows [start, stop) of a step and their cache for one layer."""
+    """Tokens [start, stop) of a step and their rows' cache for one layer; without a `spread`, each row has one."""
 
     start: int
     stop: int
     entry: Any
+    spread: Spread | None = None
+
+    @property
+    def positions(self) -> mx.array:
+        """int32 [T]: where in their sequences the group's tokens stand."""
+        offset = mx.array(self.entry.offset, dtype=mx.int32)
+        if self.spread is None:
+            return offset
+        return self.spread.flatten(offset.reshape(-1, 1) + mx.arange(self.spread.length, dtype=mx.int32))[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +370,7 @@ class GroupedMask:
     window_size: int | None
 
     def of(self, entry: Any) -> mx.array | None:
-        if not isinstance(entry, AttentionRows | WindowRows):
+        if not hasattr(entry, "update_and_fetch"):
             return None  # recurrent rows are never padded
         return entry.make_mask(1, return_array=self.return_array, window_size=self.window_size)
 
@@ -363,24 +383,28 @@ class GroupedEntry:
 
     @property
     def offset(self) -> mx.array:
-        """int32 [R]: positions of all rows' new tokens, for models that make position ids before their layers."""
-        return mx.concatenate([group.entry.offset for group in self.groups])
+        """int32 [T]: positions of all new tokens, for models that make position ids before their layers."""
+        return mx.concatenate([group.positions for group in self.groups])
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> GroupedMask:
         return GroupedMask(return_array, window_size)
 
 
-def grouped_entries(caches: Sequence[BatchCache]) -> list[GroupedEntry]:
-    """What the model is called with, for groups that follow each other in the step's rows."""
+def grouped_entries(caches: Sequence[BatchCache], spreads: Sequence[Spread | None] = ()) -> list[GroupedEntry]:
+    """What the model is called with, for groups that follow each other in the step's tokens."""
+    spreads = spreads or [None] * len(caches)
     starts = [0]
-    for cache in caches:
-        starts.append(starts[-1] + cache.num_rows)
-    spans = list(zip(starts, starts[1:], strict=False))
+    for cache, spread in zip(caches, spreads, strict=True):
+        starts.append(starts[-1] + (spread.num_tokens if spread is not None else cache.num_rows))
+    places = list(zip(starts, starts[1:], spreads, strict=False))
     layers = zip(*(cache.entries for cache in caches), strict=True)
     return [
-        GroupedEntry([GroupSlice(start, stop, entry) for (start, stop), entry in zip(spans, entries, strict=True)])
+        GroupedEntry(
+            [GroupSlice(start, stop, entry, spread)
+             for (start, stop, spread), entry in zip(places, entries, strict=True)]
+        )
         for entries in layers
-    ]
+    ]  # fmt: skip
 
 
 class BatchCache:
@@ -438,9 +462,9 @@ class BatchCache:
         self.num_rows = 0
         self.reserve(num_rows, num_tokens)
 
-    def begin(self, lengths: Sequence[int]) -> None:
-        """Set the step's positions: row i gets its next token at `lengths[i]`."""
-        frame = Frame(lengths)
+    def begin(self, lengths: Sequence[int], num_new: int = 1) -> None:
+        """Set the step's positions: row i gets its next tokens from `lengths[i]` on."""
+        frame = Frame(lengths, num_new)
         for layer in self.layers:
             layer.frame = frame
 

@@ -156,6 +156,14 @@ class AttentionRow:
 
     # what the rest of the engine uses
 
+    def put(self, keys: Planes, values: Planes, num_tokens: int) -> None:
+        """The next tokens, packed already. An empty row takes the arrays themselves."""
+        if self._keys:
+            keys = _write(self._keys, keys, self.offset, self.step)
+            values = _write(self._values, values, self.offset, self.step)
+        self._keys, self._values = keys, values
+        self.offset += num_tokens
+
     def planes(self) -> tuple[Planes, Planes]:
         """Key and value planes of exactly the computed tokens."""
         return tuple(p[..., : self.offset, :] for p in self._keys), tuple(

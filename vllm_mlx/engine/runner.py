@@ -29,8 +29,10 @@ from vllm_mlx.engine.kv_cache import (
     StateCheckpoint,
     measure_footprint,
 )
+from vllm_mlx.engine.kv_pack import packed_entries
 from vllm_mlx.engine.logits import logprobs_at
 from vllm_mlx.engine.media_cache import MediaCache
+from vllm_mlx.engine.packing import pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
 from vllm_mlx.engine.sequence import Sequence
@@ -89,16 +91,17 @@ class ModelRunner:
         self.footprint: Footprint = measure_footprint(
             self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
         )
-        example = self.layout.new_row()
+        example = self._example = self.layout.new_row()
         self._slack_tokens = slack_bytes // max(1, self.footprint.per_token)
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
         self.can_group = self.is_batched and model.can_group and self._decodes_in_groups()
+        self.can_pack = self.can_group and self._prefills_in_packs()
         self.checkpoint_step = checkpoint_step
-        self._example = example
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
         self._seats: dict[str, Seat] = {}
         self._batch: DecodeBatch | None = None
+        self._num_packed = 0
         self._sampler = BatchSampler()
         self._last: LaunchedStep | None = None
         self._seeds = itertools.count(seed if seed is not None else int.from_bytes(np.random.bytes(6), "little"))
@@ -121,6 +124,21 @@ class ModelRunner:
             self.model.ungroup()
             return False
         return logits.shape[0] == 2
+
+    def _prefills_in_packs(self) -> bool:
+        """Trace, without evaluating, a pack of a first and a later chunk."""
+        if any(kind is not None for kind in self._example.groups):
+            return False
+        rows = [self.layout.new_row() for _ in range(2)]
+        chunks = (Chunk("", 0, 3, is_last=False), Chunk("", 2, 4, is_last=False))
+        tokens = [0] * 4
+        try:
+            self.model.prefill(mx.array([tokens[:2]], dtype=mx.int32), 0, rows[1].entries, None, {})
+            self._forward_packed([tokens, tokens], chunks, rows, [None, None])
+        except Exception as error:  # whatever foreign model code does with caches it does not expect
+            log.info("%s computes prompts one by one (%s)", self.model.profile.name, error)
+            return False
+        return True
 
     # ── KV, as the scheduler asks for it ────────────────────────────────────────────────────────────────────────
 
@@ -178,8 +196,10 @@ class ModelRunner:
         """Start the step's decode, then its chunks; returns at once where the device allows it."""
         seats = tuple(self._seats[request_id] for request_id in plan.decode)
         sampled = self._decode(seats) if seats else None
-        for chunk in plan.chunks:
-            self._prefill(self._seats[chunk.request_id], chunk)
+        alone = [c for c in plan.chunks if not self._can_be_packed(c)]
+        together = [c for c in plan.chunks if self._can_be_packed(c)]
+        for pack in [*((c,) for c in alone), *pack_chunks(together)]:
+            self._prefill_pack(pack) if len(pack) > 1 else self._prefill(pack[0])
         overlap = not any(seat.sampling.needs_host_token for seat in seats)
         self._last = LaunchedStep(plan, seats, sampled, overlap)
         return self._last
@@ -211,12 +231,15 @@ class ModelRunner:
             "batch_groups": batch.num_groups if batch else 0,
             "kv_held_bytes": own + (batch.nbytes if batch else 0),
             "kv_waste_ratio": batch.waste_ratio if batch else 1.0,
+            "num_packed_chunks": self._num_packed,
             "media_cache_bytes": self._media.nbytes,
         }
 
-    # ── one prompt chunk ────────────────────────────────────────────────────────────────────────────────────────
+    # ── prompt chunks ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prefill(self, seat: Seat, chunk: Chunk) -> None:
+    def _prefill(self, chunk: Chunk) -> None:
+        """One chunk by itself: what packs must agree with."""
+        seat = self._seats[chunk.request_id]
         assert seat.cache is not None, "a sequence in the decode batch has nothing to prefill"
         tokens = mx.array(seat.sequence.tokens[chunk.start : chunk.end], dtype=mx.int32)[None]
         features = self._features(seat.sequence, chunk.start, chunk.end)
@@ -228,7 +251,40 @@ class ModelRunner:
             seat.prompt_logprobs.append(arrays)
             mx.async_eval(arrays)
         mx.async_eval(seat.cache.state)
+        self._keep_state(seat, chunk)
+
+    def _can_be_packed(self, chunk: Chunk) -> bool:
+        request = self._seats[chunk.request_id].sequence.request
+        has_media = any(s.start < chunk.end and chunk.start < s.end for s in request.prompt.media)
+        return self.can_pack and request.num_prompt_logprobs is None and not has_media
+
+    def _prefill_pack(self, chunks: SequenceOf[Chunk]) -> None:
+        """Several sequences' chunks in one forward; each row's keys and values end up in its own cache."""
+        self._num_packed += len(chunks)
+        seats = [self._seats[chunk.request_id] for chunk in chunks]
+        caches = [seat.cache for seat in seats if seat.cache is not None]
+        self._forward_packed([seat.sequence.tokens for seat in seats], chunks, caches, [seat.state for seat in seats])
+        mx.async_eval([cache.state for cache in caches])
+        for seat, chunk in zip(seats, chunks, strict=True):
+            self._keep_state(seat, chunk)
+
+    def _forward_packed(
+        self,
+        tokens: SequenceOf[SequenceOf[int]],
+        chunks: SequenceOf[Chunk],
+        caches: SequenceOf[RowCache],
+        states: SequenceOf[Any | None],
+    ) -> None:
+        counts = [c.end - c.start for c in chunks]
+        entries = packed_entries(caches, [c.start for c in chunks], counts)
+        flat = [t for own, c in zip(tokens, chunks, strict=True) for t in own[c.start : c.end]]
+        positions = [position for c in chunks for position in range(c.start, c.end)]
+        flat_states = [state for state, count in zip(states, counts, strict=True) for _ in range(count)]
+        self.model.decode(mx.array(flat, dtype=mx.int32)[:, None], positions, entries, flat_states)
+
+    def _keep_state(self, seat: Seat, chunk: Chunk) -> None:
         if chunk.keep_state:
+            assert seat.cache is not None
             checkpoint = seat.checkpoints[chunk.end] = seat.cache.checkpoint(chunk.end)
             mx.async_eval(checkpoint.arrays())
             for old in sorted(seat.checkpoints)[:-2]:  # stored by now: a step is committed before the one after next

@@ -1,9 +1,12 @@
 """Lets rows of very different lengths share one forward pass without padding each other. MLX thread only.
 
-The rows of a decode step stand in groups of similar length. Everything that is the same work for every row (norms,
-MLP, experts, output head) runs on all rows at once; only the modules that read the cache run once for each group, on
-the group's rows with the group's cache and mask. To that end each such module is put into a `ByGroup`, as a LoRA layer
-is put around a linear one: a module of the tree replaced by another, nothing patched.
+The rows of a step stand in groups of similar length. Everything that is the same work for every token (norms, MLP,
+experts, output head) runs on all tokens at once, each as a row of its own; only the modules that read the cache run
+once for each group, on the group's rows with the group's cache and mask. To that end each such module is put into a
+`ByGroup`, as a LoRA layer is put around a linear one: a module of the tree replaced by another, nothing patched.
+
+    outside a mixer   tokens [T, 1, D]: those of row 0, then those of row 1, ...
+    inside            [rows, longest, D] for each group, padded on the right (`Spread`)
 """
 
 from __future__ import annotations
@@ -14,17 +17,48 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 # What the cache-reading part of a layer is called, over the model families.
 MIXERS = ("self_attn", "linear_attn", "attention", "attn", "mixer", "mamba")
 
 
+class Spread:
+    """Where the tokens of rows with `counts` tokens each stand: one after the other outside, padded inside a mixer.
+
+    A pad repeats its row's last token; what comes out for it is dropped.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = tuple(counts)
+        self.num_rows, self.length, self.num_tokens = len(self.counts), max(self.counts), sum(self.counts)
+        self._gather: mx.array | None = None
+        self._scatter: mx.array | None = None
+        if self.num_rows * self.length != self.num_tokens:
+            ends = np.cumsum(self.counts)
+            places = (ends - self.counts)[:, None] + np.arange(self.length)[None]
+            is_token = places < ends[:, None]
+            self._gather = mx.array(np.minimum(places, ends[:, None] - 1).ravel().astype(np.uint32))
+            self._scatter = mx.array(np.flatnonzero(is_token.ravel()).astype(np.uint32))
+
+    def pad(self, x: mx.array) -> mx.array:
+        """[tokens, 1, ...] -> [rows, longest, ...]."""
+        x = x.reshape(self.num_tokens, *x.shape[2:])
+        return (x if self._gather is None else x[self._gather]).reshape(self.num_rows, self.length, *x.shape[1:])
+
+    def flatten(self, x: mx.array) -> mx.array:
+        """[rows, longest, ...] -> [tokens, 1, ...]."""
+        x = x.reshape(self.num_rows * self.length, *x.shape[2:])
+        return (x if self._scatter is None else x[self._scatter])[:, None]
+
+
 class Group(Protocol):
-    """Rows [start, stop) of the step, with their cache for one layer."""
+    """Tokens [start, stop) of the step, with their rows' cache for one layer; `spread` is None for a token a row."""
 
     start: int
     stop: int
     entry: Any
+    spread: Spread | None
 
 
 class GroupedMask(Protocol):
@@ -59,26 +93,30 @@ class ByGroup(nn.Module):
         given = dict(zip(self._names.split(), args, strict=False)) | kwargs
         outs = []
         for group in groups:
-            rows = slice(group.start, group.stop)
-            own = {name: _rows_of(value, rows, groups[-1].stop) for name, value in given.items()}
+            own = {name: _rows_of(value, group, groups[-1].stop) for name, value in given.items()}
             own["cache"] = group.entry
             mask: Any = own.get("mask")
             if hasattr(mask, "of"):
                 own["mask"] = mask.of(group.entry)
-            outs.append(self.inner(**own))
+            out = self.inner(**own)
+            outs.append(out if group.spread is None else group.spread.flatten(out))
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0)
 
 
-def _rows_of(value: Any, rows: slice, num_rows: int) -> Any:
-    """The rows' part of an argument, if it has one for each row: hidden states [B, L, D], position ids [B, L] or
-    [3, B, L] (M-RoPE), (cos, sin). What is the same for all rows is passed on."""
+def _rows_of(value: Any, group: Group, num_tokens: int) -> Any:
+    """The group's part of an argument, if it has one for each token: hidden states [T, 1, D], position ids [T, 1] or
+    [3, T, 1] (M-RoPE), (cos, sin). What is the same for all tokens is passed on."""
     if isinstance(value, tuple):
-        return tuple(_rows_of(part, rows, num_rows) for part in value)
+        return tuple(_rows_of(part, group, num_tokens) for part in value)
     if not isinstance(value, mx.array) or value.ndim < 2:
         return value
-    if value.ndim == 3 and value.shape == (3, num_rows, 1):
-        return value[:, rows]
-    return value[rows] if value.shape[0] == num_rows else value
+    tokens = slice(group.start, group.stop)
+    if value.ndim == 3 and value.shape == (3, num_tokens, 1):
+        axes = value[:, tokens]
+        return axes if group.spread is None else mx.stack([group.spread.pad(axis) for axis in axes])
+    if value.shape[0] != num_tokens:
+        return value
+    return value[tokens] if group.spread is None else group.spread.pad(value[tokens])
 
 
 def group_mixers(model: Any) -> bool:
