@@ -282,6 +282,18 @@ def test_a_guide_is_brought_to_where_the_completion_stands() -> None:
     assert mask is not None and is_allowed(mask, ids("c")[0]) and not is_allowed(mask, ids("a")[0])
 
 
+def test_white_space_that_a_cap_writes_behind_the_marker_is_not_of_the_grammar() -> None:
+    forced = (*ids("\n"), CLOSE, *ids("\n\n"))
+    budget = ThinkingBudget(2, (OPEN,), (CLOSE,), forced, starts_open=True)
+    reasoning = ReasoningTokens((OPEN,), (CLOSE,), starts_open=True)
+    guide = Guide.of(request(make_constraint=lambda: grammar("ab", reasoning), thinking=budget))
+    assert guide is not None
+    guide.accept(ids("z")[0])
+    while (token := guide.forced()) is not None:
+        guide.accept(token)
+    assert guide.failure is None and guide.constraint is not None and takes(guide.constraint, ids("ab"))
+
+
 def test_a_forced_token_wins_over_the_grammar_which_then_begins() -> None:
     budget = ThinkingBudget(1, (OPEN,), (CLOSE,), (CLOSE,), starts_open=True)
     reasoning = ReasoningTokens((OPEN,), (CLOSE,), starts_open=True)

@@ -308,10 +308,14 @@ class Guide:
     def accept(self, token_id: int) -> None:
         self._is_ready = False
         self._mask = None
-        if self.constraint is not None:
+        if self.constraint is not None and not self._is_forced_behind_reasoning(token_id):
             self.constraint.accept(token_id)
         if self.thinking is not None:
             self.thinking.accept(token_id)
+
+    def _is_forced_behind_reasoning(self, token_id: int) -> bool:
+        """White space that a cap writes behind the end marker: part of neither the reasoning nor the shape."""
+        return self.thinking is not None and not self.thinking.is_open and self.thinking.forced() == token_id
 
     @property
     def is_finished(self) -> bool:
