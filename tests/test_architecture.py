@@ -22,6 +22,7 @@ BELOW = {
     "settings": set(),
     "options": {"settings"},
     "blas": set(),
+    "connect": {"options"},
     "ui": set(),
 }
 # The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.

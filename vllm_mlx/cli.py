@@ -55,6 +55,9 @@ def _run(arguments: list[str]) -> int:
         # The benchmark has a command line of its own; it is imported here because it brings numpy and httpx.
         from vllm_mlx.bench.main import run as run_bench
         return run_bench(arguments[1:])
+    if arguments[0] in ("connect", "launch"):
+        from vllm_mlx.connect.main import run as run_connect
+        return run_connect(arguments[0], arguments[1:])
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = known_flags() if parsed.command == "serve" else DOWNLOAD_FLAGS
@@ -89,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", allow_abbrev=False, help="say what is installed, and whether it works",
         description="Say which program, interpreter and libraries this is, and try them for a few seconds.")
     add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads", "cpu.few_row_kernels"}))
+    commands.add_parser("connect", add_help=False, help="show or write a client's settings for the running server")
+    commands.add_parser("launch", add_help=False, help="start a client with the settings for the running server")
     commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
     return parser
 
