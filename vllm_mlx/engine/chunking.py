@@ -42,6 +42,10 @@ class StallBoundedChunk:
     def share(self, num_decoding_elsewhere: int) -> None:
         self.num_decoding_elsewhere = num_decoding_elsewhere
 
+    def seconds_for(self, num_tokens: int) -> float | None:
+        """What computing so many prompt tokens takes; None while it is not known."""
+        return None if self.seconds_per_token is None else num_tokens * self.seconds_per_token
+
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a finished step; only steps that decoded something are timed to their end."""
         if not plan.decode:

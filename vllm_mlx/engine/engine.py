@@ -103,8 +103,9 @@ class Engine:
         self.before_plan: list[Callable[[float], None]] = []
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
-        self.on_idle: list[Callable[[], bool]] = []
+        self.on_idle: list[Callable[[], bool]] = [scheduler.idle]
         self.on_sharing: list[Callable[[int], None]] = []
+        self.on_stop: list[Callable[[], None]] = []
         self.reports: list[Callable[[], Mapping[str, object]]] = [runner.metrics]
 
     # ── what the inbox may ask ──────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +166,8 @@ class Engine:
             callback(now)
         plan = self.scheduler.plan(now)
         launched = self._launch(plan) if plan else None
+        if launched is None and self._in_flight is None:
+            self.scheduler.rest()
         if not self._finish_step():
             launched = None  # it was built on the rows of the step that failed, and these are gone
         self._in_flight = launched
@@ -265,7 +268,7 @@ class Engine:
             num_completion_tokens=counters.num_completion_tokens,
             num_preemptions=counters.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
-            requests=tuple(_progress(scheduler.running.values(), scheduler.waiting.values())),
+            requests=tuple(_progress(scheduler.running.values(), scheduler.queue())),
             extra={name: value for report in self.reports for name, value in report().items()},
         )
 

@@ -33,7 +33,11 @@ class Segment(Protocol):
 
 @dataclass(eq=False)
 class Node:
-    """A run of blocks under its parent. `end` is the number of tokens from the root to the end of the run."""
+    """A run of blocks under its parent. `end` is the number of tokens from the root to the end of the run.
+
+    `num_uses` counts the prompts that matched it. `links` (hashes of all tokens up to each block's end) and `is_saved`
+    are notes of the disk tier; `namespace` is set on roots.
+    """
 
     key: tuple[int, ...]
     end: int
@@ -43,6 +47,10 @@ class Node:
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
     num_locks: int = 0
     last_used: int = 0
+    num_uses: int = 0
+    namespace: str = ""
+    links: tuple[bytes, ...] = ()
+    is_saved: bool = False
 
     @property
     def start(self) -> int:
@@ -80,6 +88,18 @@ class Lease:
         return self.node.checkpoint
 
 
+class Listener(Protocol):
+    """Is told what happens to nodes: the disk tier. Must not change the tree."""
+
+    def stored(self, node: Node) -> None:
+        """The node is new, or has a new checkpoint."""
+        ...
+
+    def used(self, node: Node) -> None:
+        """A prompt matched up to the end of the node; `num_uses` of its path are counted already."""
+        ...
+
+
 @dataclass
 class CacheCounters:
     num_hits: int = 0
@@ -105,13 +125,19 @@ class PrefixCache:
         self.min_checkpoint_gap = min_checkpoint_gap
         self.nbytes = 0
         self.counters = CacheCounters()
+        self.listener: Listener | None = None
         self._roots: dict[str, Node] = {}
         self._clock = itertools.count(1)
 
     # ── looking up ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def match(self, key: tuple[int, ...], *, namespace: str = "", limit: int | None = None) -> Lease:
-        """Lock and return the longest usable prefix of `key`, at most `limit` tokens. A miss is a lease of 0 tokens."""
+    def match(
+        self, key: tuple[int, ...], *, namespace: str = "", limit: int | None = None, is_use: bool = True
+    ) -> Lease:
+        """Lock and return the longest usable prefix of `key`, at most `limit` tokens. A miss is a lease of 0 tokens.
+
+        Without `is_use` it is not counted: the caller says `count_use` once it really takes the prefix.
+        """
         limit = len(key) if limit is None else min(limit, len(key))
         node, num_matched = self._walk(self._root(namespace), key)
         usable_end = min(num_matched, limit) // self.block_size * self.block_size
@@ -130,17 +156,36 @@ class PrefixCache:
                 node = node.parent
             if node is not deepest or num_matched - node.end > self.block_size:
                 reason = f"no checkpoint between token {node.end} and the end of the match at {num_matched}"
+        lease = self._lock(node, num_matched, reason)
+        if is_use:
+            self.count_use(lease)
+        return lease
+
+    def count_use(self, lease: Lease) -> None:
+        """A prompt takes what the lease holds, or has to do without."""
+        if not lease.num_tokens:
+            self.counters.num_misses += 1
+            return
+        self.counters.num_hits += 1
+        self.counters.num_cached_tokens += lease.num_tokens
+        for node in lease.node.path():
+            node.num_uses += 1
+        if self.listener is not None:
+            self.listener.used(lease.node)
+
+    def pin(self, key: tuple[int, ...], *, namespace: str = "") -> Lease:
+        """Lock what is stored of `key` as whole nodes, usable or not, without counting it as a use."""
+        node, num_matched = self._walk(self._root(namespace), key)
+        if node.end > num_matched and node.parent is not None:
+            node = node.parent
+        return self._lock(node, num_matched, None)
+
+    def _lock(self, node: Node, num_matched: int, reason: str | None) -> Lease:
         now = next(self._clock)
         for held in node.path():
             held.num_locks += 1
             held.last_used = now
-        lease = Lease(node, node.end, num_matched, reason)
-        if lease.num_tokens:
-            self.counters.num_hits += 1
-            self.counters.num_cached_tokens += lease.num_tokens
-        else:
-            self.counters.num_misses += 1
-        return lease
+        return Lease(node, node.end, num_matched, reason)
 
     def match_length(self, key: tuple[int, ...], *, namespace: str = "", usable_only: bool = False) -> int:
         """How far `key` agrees with what is stored, in tokens, or how much of it could be used; changes nothing."""
@@ -202,6 +247,8 @@ class PrefixCache:
             node.checkpoint = checkpoint
             self.nbytes += checkpoint.nbytes
             self._thin(node)
+            if self.listener is not None:
+                self.listener.stored(node)
 
     def _thin(self, newest: Node) -> None:
         """Drop checkpoints on the way to the newest that lie closer together the further back they are.
@@ -228,6 +275,8 @@ class PrefixCache:
         child = Node(key, parent.end + len(key), parent, segment, last_used=now)
         parent.children[key[: self.block_size]] = child
         self.nbytes += segment.nbytes
+        if self.listener is not None:
+            self.listener.stored(child)
         return child
 
     # ── giving back ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -288,7 +337,7 @@ class PrefixCache:
 
     def _root(self, namespace: str) -> Node:
         if namespace not in self._roots:
-            self._roots[namespace] = Node((), 0, None)
+            self._roots[namespace] = Node((), 0, None, namespace=namespace)
         return self._roots[namespace]
 
     def _walk(self, node: Node, key: tuple[int, ...]) -> tuple[Node, int]:
@@ -316,7 +365,11 @@ class PrefixCache:
         size = position - node.start
         before = node.segment.nbytes
         first, second = node.segment.split(size)
-        upper = Node(node.key[:size], position, node.parent, first, None, {}, node.num_locks, node.last_used)
+        upper = Node(
+            node.key[:size], position, node.parent, first, None, {}, node.num_locks, node.last_used, node.num_uses,
+            links=node.links[: size // self.block_size], is_saved=node.is_saved,
+        )  # fmt: skip
+        node.links = node.links[size // self.block_size :]
         node.parent.children[upper.key[: self.block_size]] = upper
         node.key, node.parent, node.segment = node.key[size:], upper, second
         upper.children[node.key[: self.block_size]] = node

@@ -125,6 +125,7 @@ class Request:
     """One completion to generate.
 
     `namespace` keeps prefix caches of different keys (and adapters) apart. `deadline` is a `time.monotonic()` value.
+    `priority`: lower is served first, 0 is interactive. `client` is who asks, for fairness among callers.
     `make_constraint` builds this sequence's own grammar state; it is called once, on the MLX thread.
     `skips_prefix_cache`: take nothing from the prefix cache and leave nothing in it.
     """
@@ -137,6 +138,7 @@ class Request:
     ignore_eos: bool = False
     deadline: float | None = None
     priority: int = 0
+    client: str = ""
     namespace: str = ""
     make_constraint: Callable[[], Constraint] | None = None
     thinking: ThinkingBudget | None = None

@@ -1,10 +1,10 @@
 """Decides what each step computes. Plain Python, no MLX, no threads, no clock but the one it is given.
 
 A plan gives every running sequence that is ready its one decode token first; what is left of the token budget goes to
-prefill chunks, oldest first, then to admissions. Chunks end on a fixed grid of blocks, so a prefix hit computes the
-same shapes as a miss. Memory is counted in bytes of the rows' KV plus the prefix cache; when it does not suffice the
-scheduler evicts unlocked prefixes, then preempts the youngest sequence (its KV goes to the prefix cache while there is
-room; the rest is computed again), then lets requests wait.
+prefill chunks, then to admissions, in the order that the queue policy gives. Chunks end on a fixed grid of blocks, so a
+prefix hit computes the same shapes as a miss. Memory is counted in bytes of the rows' KV plus the prefix cache; a
+request is admitted when what all are expected to grow to fits; when it does not after all, the scheduler evicts
+unlocked prefixes, then preempts (swapping to disk what is dearer to compute again), then lets requests wait.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_mlx.engine.disk_tier import MIB, DiskTier
 from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, Segment, common_prefix
+from vllm_mlx.engine.queue_policy import FairPolicy, QueuePolicy
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
 from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, StepResult
 
+# Copied to or from the disk's buffers in one step: beside running streams, and when nobody waits for a token.
+_DISK_BYTES_A_STEP, _DISK_BYTES_IDLE = 16 * MIB, 256 * MIB
+_MAX_RESTORES = 2
+# Completion tokens taken as likely while none has been seen; then twice the moving average.
+_EXPECTED_COMPLETION = 256
 
 class KVStore(Protocol):
     """What the scheduler asks of whoever holds the KV: the runner in production, a fake in simulation."""
@@ -53,15 +60,23 @@ class ChunkSizer(Protocol):
 
     def limit(self, num_decoding: int, context: int) -> int: ...
 
+    def seconds_for(self, num_tokens: int) -> float | None:
+        """What computing so many prompt tokens takes; None while it is not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FixedChunk:
     """The same chunk always."""
 
     num_tokens: int
+    seconds_per_token: float | None = None
 
     def limit(self, num_decoding: int, context: int) -> int:
         return self.num_tokens
+
+    def seconds_for(self, num_tokens: int) -> float | None:
+        return None if self.seconds_per_token is None else num_tokens * self.seconds_per_token
 
 
 @dataclass
@@ -101,8 +116,12 @@ class Scheduler:
         checkpoint_interval: int = 2048,
         atomic_spans: bool = False,
         judge: Callable[[Sequence], str | None] = lambda sequence: None,
+        policy: QueuePolicy | None = None,
+        tier: DiskTier | None = None,
     ) -> None:
         self.store = store
+        self.tier = tier
+        self.policy: QueuePolicy = policy if policy is not None else FairPolicy()
         self.cache = cache
         self.limits = limits
         self.counters = SchedulerCounters()
@@ -116,16 +135,23 @@ class Scheduler:
         self._judge = judge
         self._arrivals = itertools.count()
         self._ended: list[Sequence] = []
+        self._expected_completion = float(_EXPECTED_COMPLETION)
+        self._wish: Sequence | None = None
+        self._now = 0.0
 
     # ── arrivals and departures ─────────────────────────────────────────────────────────────────────────────────
 
     def add(self, request: Request, now: float) -> Sequence:
-        """A new request waits behind its elders of the same priority (lower runs first)."""
+        """A new request waits; the policy says for whom."""
         sequence = Sequence(request, next(self._arrivals), now)
         self.waiting[request.id] = sequence
         self.counters.num_prompt_tokens += len(request.prompt)
-        self._sort_waiting()
         return sequence
+
+    def queue(self) -> list[Sequence]:
+        """The waiting sequences, next first."""
+        waiting = list(self.waiting.values())
+        return self.policy.order(waiting, self._now, self._prefill_left) if len(waiting) > 1 else waiting
 
     def find(self, request_id: str) -> Sequence | None:
         return self.running.get(request_id) or self.waiting.get(request_id)
@@ -143,8 +169,11 @@ class Scheduler:
             if reason is not FinishReason.ERROR:
                 self._keep_computed(sequence)
             self._leave_row(sequence)
+            if reason in (FinishReason.STOP, FinishReason.LENGTH):
+                self._expected_completion += 0.05 * (2 * sequence.num_completion_tokens - self._expected_completion)
         else:
             del self.waiting[sequence.id]
+        sequence.restore = None  # what is on its way still comes into the prefix cache
         sequence.finish_reason = reason
         sequence.detail = detail
         sequence.move(Status.FINISHED)
@@ -169,13 +198,16 @@ class Scheduler:
     # ── planning ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self, now: float) -> StepPlan:
-        """What the next step computes; marks it as launched. An empty plan means there is nothing to do."""
+        """What the next step computes; marks it as launched. An empty plan means there is nothing to do now."""
+        self._now = now
+        self._serve_disk()
+        self._grant_wish()
         budget = max(self._max_tokens_per_step, self.limits.max_rows + self._block_size)
         num_preempted = self.counters.num_preemptions
         decode = self._plan_decode()
         left = min(budget - len(decode), self._chunk_sizer.limit(len(decode), self._deepest_prefill()))
         chunks: list[Chunk] = []
-        for sequence in list(self.running.values()):
+        for sequence in self.policy.prefill_order([s for s in self.running.values() if s.is_prefilling], now):
             left -= self._plan_chunk(sequence, left, chunks)
         while left >= self._block_size and self.counters.num_preemptions == num_preempted:
             admitted = self._admit(now)
@@ -184,8 +216,26 @@ class Scheduler:
             left -= self._plan_chunk(admitted, left, chunks)
         return StepPlan(tuple(s.id for s in decode), tuple(chunks))
 
+    def rest(self) -> None:
+        """Nothing could be planned although somebody waits: let the disk go on."""
+        if self.tier is not None and self.tier.is_restoring:
+            self.tier.wait(0.02)
+
+    def idle(self) -> bool:
+        """A moment with nothing to compute: write what is worth keeping. True while more can be written."""
+        if self.tier is None:
+            return False
+        self.tier.poll(_DISK_BYTES_IDLE)
+        self.tier.harvest(_DISK_BYTES_A_STEP)
+        return self.tier.has_pending or self.tier.is_restoring
+
+    def _serve_disk(self) -> None:
+        if self.tier is not None:
+            self.tier.poll(_DISK_BYTES_A_STEP if self.running else _DISK_BYTES_IDLE)
+            self.tier.harvest(_DISK_BYTES_A_STEP)
+
     def _plan_decode(self) -> list[Sequence]:
-        """The running sequences that get their one token, oldest first; the youngest give way when memory is short."""
+        """The running sequences that get their one token; when memory is short, those of the lowest rank give way."""
         ready = [s for s in self.running.values() if s.wants_token]
         if not self._has_room(sum(self._growth(s) for s in ready)):
             ready = self._fit(ready)
@@ -198,7 +248,7 @@ class Scheduler:
         """Those of `ready` that can grow by a token, after preempting where it must be."""
         fitting: list[Sequence] = []
         growth = 0
-        for sequence in sorted(ready, key=lambda s: s.order):
+        for sequence in sorted(ready, key=self.policy.rank):
             if sequence.status is Status.RUNNING and self._make_room(growth + self._growth(sequence), sequence):
                 growth += self._growth(sequence)
                 fitting.append(sequence)
@@ -222,6 +272,7 @@ class Scheduler:
         sequence.num_computed = end
         sequence.num_chunks_pending += 1
         self.counters.num_prefilled_tokens += end - start
+        self.policy.served(sequence, end - start, self._now)
         return end - start
 
     def _chunk_end(self, sequence: Sequence, start: int, left: int, *, is_first: bool) -> int:
@@ -271,27 +322,38 @@ class Scheduler:
         return sum(self.store.bytes_for(s.num_tokens) for s in self.running.values())
 
     def _admit(self, now: float) -> Sequence | None:
-        """Move the first waiting sequence to running, with its prefix; None if there is none, or no room for it."""
-        if not self.waiting or len(self.running) >= self.limits.max_rows:
+        """Move the next waiting sequence to running, with its prefix; None if there is none, or no room for it."""
+        if not self.waiting:
             return None
-        sequence = next((s for s in self.waiting.values() if not self._is_being_prefilled(s)), None)
+        candidates = self.policy.order(self.waiting.values(), now, self._prefill_left)
+        if len(self.running) >= self.limits.max_rows:
+            self._wish = candidates[0]
+            return None
+        sequence = next((s for s in candidates if not self._is_on_its_way(s)), None)
         if sequence is None:
             return None
         needed = self.store.bytes_for(len(sequence.tokens))
+        if self.running and self._projected_bytes(sequence) > self.limits.kv_budget_bytes:
+            self._wish = sequence
+            return None
         lease: Lease | None = self._match(sequence)
         if not self._has_room(needed):
             self._release(lease)
             if self.running:
+                self._wish = sequence
                 return None
             lease = None  # the prefix itself may stand in the way: it can be evicted now that nobody holds it
             if not self._has_room(needed):
                 self._refuse(sequence, needed)
                 return self._admit(now)
+        if lease is not None and self.cache is not None:
+            self.cache.count_use(lease)
         num_cached = lease.num_tokens if lease else 0
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
         sequence.move(Status.RUNNING)
         sequence.lease = lease
+        sequence.restore = None
         sequence.num_computed = sequence.num_inserted = num_cached
         sequence.branch_point = lease.num_matched if lease else 0
         sequence.checkpoints = None
@@ -300,6 +362,58 @@ class Scheduler:
             sequence.cache_report = _report(sequence, lease)
         self.store.open(sequence, lease)
         return sequence
+
+    def _grant_wish(self) -> None:
+        """Preempt the running sequence of the lowest rank for one that found no room, if the policy finds it worth it.
+
+        At the beginning of a plan, because what is planned already must not be preempted.
+        """
+        wish, self._wish = self._wish, None
+        victim = max(self.running.values(), key=self.policy.rank, default=None)
+        if wish is not None and victim is not None and wish.status is Status.WAITING:
+            if self.policy.displaces(wish, victim):
+                self.preempt(victim)
+
+    def _projected_bytes(self, newcomer: Sequence) -> int:
+        """Bytes that the running sequences and one more will have grown to, by what answers usually take."""
+        return sum(self._bytes_at_end(s) for s in (newcomer, *self.running.values()))
+
+    def _bytes_at_end(self, sequence: Sequence) -> int:
+        left = sequence.request.max_tokens - sequence.num_sampled
+        likely = max(self._block_size, int(self._expected_completion) - sequence.num_sampled)
+        return self.store.bytes_for(sequence.num_tokens + min(left, likely))
+
+    def _prefill_left(self, sequence: Sequence) -> int:
+        """Prompt tokens that the prefix cache does not have; looked up at most once a second."""
+        if self._now - sequence.prefill_checked >= 1.0:
+            sequence.prefill_checked = self._now
+            sequence.prefill_left = len(sequence.tokens)
+            if self.cache is not None and not sequence.request.skips_prefix_cache:
+                sequence.prefill_left -= self.cache.match_length(
+                    sequence.cache_key, namespace=sequence.request.namespace, usable_only=True
+                )
+        return sequence.prefill_left
+
+    def _is_on_its_way(self, sequence: Sequence) -> bool:
+        """Its prefix is being computed by another, or comes from disk: admitting it now would compute it again."""
+        return self._is_being_prefilled(sequence) or self._is_being_restored(sequence)
+
+    def _is_being_restored(self, sequence: Sequence) -> bool:
+        """Look on the disk, once it is this sequence's turn, and wait for what is there."""
+        request = sequence.request
+        if self.tier is None or request.skips_prefix_cache or request.num_prompt_logprobs is not None:
+            return False
+        if sequence.restore is not None:
+            if not sequence.restore.is_done:
+                return True
+            sequence.restore = None
+        if sequence.num_restores >= _MAX_RESTORES:
+            return False
+        sequence.num_restores += 1
+        sequence.restore = self.tier.restore(sequence.cache_key, request.namespace, len(sequence.tokens) - 1)
+        if sequence.restore is None:
+            sequence.num_restores = _MAX_RESTORES  # there is nothing, and looking again each step is not free
+        return sequence.restore is not None
 
     def _match(self, sequence: Sequence) -> Lease | None:
         """Lock the longest usable prefix; at least the last token is left, because decoding computes it.
@@ -311,10 +425,10 @@ class Scheduler:
         namespace = sequence.request.namespace
         wants_all = sequence.request.num_prompt_logprobs is not None
         key, limit = sequence.cache_key, 0 if wants_all else len(sequence.tokens) - 1
-        lease = self.cache.match(key, namespace=namespace, limit=limit)
+        lease = self.cache.match(key, namespace=namespace, limit=limit, is_use=False)
         while (whole := self._before_atomic_span(sequence, lease.num_tokens)) < lease.num_tokens:
             self.cache.release(lease)
-            lease = self.cache.match(key, namespace=namespace, limit=whole)
+            lease = self.cache.match(key, namespace=namespace, limit=whole, is_use=False)
         return lease
 
     def _is_being_prefilled(self, sequence: Sequence) -> bool:
@@ -361,7 +475,7 @@ class Scheduler:
         return self.cache is not None and self.cache.evict(excess) >= excess
 
     def _make_room(self, num_bytes: int, sequence: Sequence) -> bool:
-        """Room for a running sequence to grow: evict, then preempt those younger than it, then itself.
+        """Room for a running sequence to grow: evict, then preempt those of lower rank, then itself.
 
         A sequence that has the whole budget for itself and still cannot grow ends with reason length.
         """
@@ -369,31 +483,46 @@ class Scheduler:
             if len(self.running) == 1:
                 self.finish(sequence, FinishReason.LENGTH, "the KV cache memory is used up")
                 return False
-            victim = max(self.running.values(), key=lambda s: s.order)
+            victim = max(self.running.values(), key=self.policy.rank)
             self.preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Running back to waiting: its row is freed and will be recomputed from what the prefix cache then holds."""
+    def preempt(self, sequence: Sequence, *, may_swap: bool = True) -> None:
+        """Running back to waiting: its row is freed. What is neither in the prefix cache nor on disk is recomputed."""
+        if may_swap:
+            self._swap_out(sequence)
         self._leave_row(sequence)
         sequence.reset_progress()
         sequence.num_preemptions += 1
+        sequence.num_restores = 0
+        sequence.prefill_checked = float("-inf")
         self.counters.num_preemptions += 1
         sequence.move(Status.WAITING)
         self.waiting[sequence.id] = sequence
-        self._sort_waiting()
+
+    def _swap_out(self, sequence: Sequence) -> None:
+        """Write the row to disk where reading it back is cheaper than computing it again."""
+        if self.tier is None or self.cache is None or sequence.request.skips_prefix_cache:
+            return
+        num_tokens = min(sequence.num_computed, len(sequence.tokens)) // self._block_size * self._block_size
+        checkpoint = self.store.checkpoint(sequence, num_tokens) if self.cache.needs_checkpoint else None
+        if not num_tokens or (self.cache.needs_checkpoint and checkpoint is None):
+            return
+        key, namespace = sequence.cache_key[:num_tokens], sequence.request.namespace
+        to_compute = num_tokens - self.cache.match_length(key, namespace=namespace, usable_only=True)
+        recompute_s = self._chunk_sizer.seconds_for(to_compute)
+        if recompute_s is not None and self.tier.swap_seconds(self.store.bytes_for(num_tokens)) < recompute_s:
+            self.tier.save_row(
+                key, namespace, lambda start, end: self.store.segment(sequence, start, end), checkpoint
+            )
 
     def _leave_row(self, sequence: Sequence) -> None:
         self.store.close(sequence)
         self._release(sequence.lease)
         sequence.lease = None
         del self.running[sequence.id]
-
-    def _sort_waiting(self) -> None:
-        elders_first = sorted(self.waiting.values(), key=lambda s: (s.request.priority, s.order))
-        self.waiting = OrderedDict((s.id, s) for s in elders_first)
 
     # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -428,6 +557,7 @@ class Scheduler:
         for count, token_id in enumerate(token_ids, start=1):
             sequence.tokens.append(token_id)
             self.counters.num_completion_tokens += 1
+            self.policy.served(sequence, 1, now)
             if sequence.first_token is None:
                 sequence.first_token = now
             if token_id in request.stop_token_ids and sequence.num_completion_tokens > request.sampling.min_tokens:
@@ -449,7 +579,7 @@ class Scheduler:
             if sequence.id in failed:
                 self.finish(sequence, FinishReason.ERROR, detail)
             else:
-                self.preempt(sequence)
+                self.preempt(sequence, may_swap=False)
 
     # ── the prefix cache ────────────────────────────────────────────────────────────────────────────────────────
 

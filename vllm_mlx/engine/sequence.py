@@ -15,10 +15,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.step import CacheReport, FinishReason, Timings, TokenLogprobs, Usage
+
+if TYPE_CHECKING:
+    from vllm_mlx.engine.disk_tier import Restore
 
 
 class Status(Enum):
@@ -37,7 +41,11 @@ _LEGAL = {
 
 @dataclass(eq=False)
 class Sequence:
-    """`order` is the arrival number: lower is older, and the youngest is preempted first."""
+    """`order` is the arrival number: lower is older, and the youngest is preempted first.
+
+    `restore` is a prefix on its way from disk, `num_restores` how many were begun. `prefill_left` is an estimate made
+    at `prefill_checked`, for the order of the queue.
+    """
 
     request: Request
     order: int
@@ -59,6 +67,10 @@ class Sequence:
     num_inserted: int = 0
     branch_point: int = 0
     checkpoints: tuple[int, ...] | None = None
+    restore: Restore | None = None
+    num_restores: int = 0
+    prefill_left: int = 0
+    prefill_checked: float = float("-inf")
 
     def __post_init__(self) -> None:
         if not self.tokens:

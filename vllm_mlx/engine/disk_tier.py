@@ -1,0 +1,587 @@
+"""The second tier of the prefix cache: what was computed survives eviction, preemption and restarts. No MLX.
+
+The MLX thread offers nodes of the radix tree, a few bytes a step, and inserts what comes back; files are written and
+read by two background threads, and what these have to say returns through one mailbox, which `poll` empties.
+
+    tree node ── pack ──► writer ──► folder ──► reader ── map, check ──► poll ── unpack ──► tree node
+
+Written are prefixes that two prompts used, or that are longer than a bound, in runs of at most `grain` tokens. A fault
+of the disk ends writing (reading goes on while it can), is said once, and is tried again a minute later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Protocol
+
+from vllm_mlx.engine.background import Background
+from vllm_mlx.engine.disk_blocks import DamagedBlock, Packed, Record, chain, root_key
+from vllm_mlx.engine.disk_folder import FolderFault
+from vllm_mlx.engine.prefix_cache import Lease, Node, PrefixCache, Segment
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 60.0
+MIB = 1 << 20
+
+
+class Codec(Protocol):
+    """Turns kept KV into arrays that any thread may hold, and back. MLX thread."""
+
+    def pack(self, segment: Segment, start: int, end: int) -> Packed | None:
+        """Copy of tokens [start, end) of a segment, counted from its first; None for what cannot be packed."""
+        ...
+
+    def unpack(self, packed: Packed, start: int, end: int) -> Segment: ...
+
+    def pack_state(self, checkpoint: Segment) -> Packed | None: ...
+
+    def unpack_state(self, packed: Packed, position: int) -> Segment: ...
+
+
+class Folder(Protocol):
+    """Where blocks live; `disk_folder.BlockFolder`, or a test's. All but `read` are called by the writer alone."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def open(self, model: str) -> list[Record]: ...
+
+    def close(self) -> None: ...
+
+    def put(self, record: Record, packed: Packed) -> tuple[Record, list[Record]]: ...
+
+    def read(self, record: Record) -> Packed: ...
+
+    def touch(self, names: list[str]) -> None: ...
+
+    def discard(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TierOptions:
+    """`min_tokens`: prefixes this long are written at their first use. `write_bytes_per_s` bounds the background."""
+
+    model: str
+    min_tokens: int = 1024
+    grain: int = 256
+    min_gain: int = 64
+    write_bytes_per_s: float = 200 * MIB
+    max_pending_bytes: int = 256 * MIB
+    read_bytes_per_s: float = 400 * MIB
+
+
+@dataclass(eq=False)
+class Restore:
+    """A prefix on its way from disk into the tree. The sequence that wants it waits until `is_done`."""
+
+    key: tuple[int, ...]
+    namespace: str
+    records: list[Record]
+    pin: Lease | None = None
+    arrived: deque[tuple[Record, Packed]] = field(default_factory=deque)
+    state: Packed | None = None
+    num_inserted: int = 0
+    is_done: bool = False
+
+
+@dataclass
+class TierCounters:
+    num_restores: int = 0
+    num_restored_tokens: int = 0
+    restored_bytes: int = 0
+    num_written: int = 0
+    written_bytes: int = 0
+    num_damaged: int = 0
+    num_evicted: int = 0
+    num_swaps: int = 0
+
+
+class DiskTier:
+    """Owned by the MLX thread; only jobs given to `writer` and `reader` run elsewhere."""
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        folder: Folder,
+        codec: Codec,
+        options: TierOptions,
+        *,
+        writer: Background,
+        reader: Background,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cache = cache
+        self.options = options
+        self.counters = TierCounters()
+        self.fault: str | None = "not open yet"
+        self._folder = folder
+        self._codec = codec
+        self._writer = writer
+        self._reader = reader
+        self._clock = clock
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._runs: dict[bytes, dict[bytes, Record]] = {}
+        self._states: dict[bytes, Record] = {}
+        self._in_flight: dict[str, Packed] = {}
+        self._in_flight_bytes = 0
+        self._pending: OrderedDict[Node, None] = OrderedDict()
+        self._restores: list[Restore] = []
+        self._retry_at = 0.0
+        self._said: str | None = None
+        self._is_paced = True
+        cache.listener = self
+        self._open()
+
+    # ── what the tree tells ─────────────────────────────────────────────────────────────────────────────────────
+
+    def stored(self, node: Node) -> None:
+        if node.end >= self.options.min_tokens:
+            self._pending[node] = None
+
+    def used(self, node: Node) -> None:
+        """A prefix that a second prompt uses is worth writing; what is written was used again."""
+        if not node.is_saved or node.checkpoint is not None:
+            self._pending[node] = None
+        names = [record.name for n in node.path() if n.is_saved for record in self._records(n)]
+        if names:
+            self._writer.submit(lambda: self._touch(names))
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_pending(self) -> bool:
+        """There is something to write, and room in the writer's queue for it."""
+        return bool(self._pending) and self.fault is None and self._in_flight_bytes < self.options.max_pending_bytes
+
+    def harvest(self, max_bytes: int) -> int:
+        """Copy up to about `max_bytes` of what waits to be written; returns the bytes taken. Between two steps."""
+        if self.fault is not None and self._clock() >= self._retry_at:
+            self._open()
+        taken = 0
+        while self.has_pending and taken < max_bytes:
+            node = next(iter(self._pending))
+            took, is_finished = self._save(node, max_bytes - taken)
+            taken += took
+            if is_finished:
+                del self._pending[node]
+        return taken
+
+    def _save(self, node: Node, max_bytes: int) -> tuple[int, bool]:
+        """Write what is missing on the way to `node`, from the root on; the bytes, and whether nothing is left."""
+        path = list(node.path())[::-1]
+        if not path or path[0].parent is None or path[0].parent.parent is not None or path[0].start != 0:
+            return 0, True  # evicted meanwhile
+        taken = 0
+        for n in path:
+            links = self._links(n)
+            if not n.is_saved:
+                for record in self._pieces(n):
+                    if taken >= max_bytes or not self._has_queue_room:
+                        return taken, False
+                    if not self._has(record):
+                        assert n.segment is not None
+                        packed = self._codec.pack(n.segment, record.start - n.start, record.end - n.start)
+                        if packed is None:
+                            return taken, True
+                        taken += self._write(record, packed)
+                n.is_saved = True
+            if n.checkpoint is not None and links[-1] not in self._states:
+                state = Record(self.options.model, "state", n.end, n.end, links[-1], links[-1])
+                packed = self._codec.pack_state(n.checkpoint)
+                if packed is not None:
+                    taken += self._write(state, packed)
+        return taken, True
+
+    @property
+    def _has_queue_room(self) -> bool:
+        return self._in_flight_bytes < self.options.max_pending_bytes
+
+    def save_row(
+        self,
+        key: tuple[int, ...],
+        namespace: str,
+        get_segment: Callable[[int, int], Segment],
+        checkpoint: Segment | None,
+    ) -> bool:
+        """Swap: write a row's KV of `key` (whole blocks) that is not on disk yet. False if it cannot be taken now."""
+        if self.fault is not None or not self._has_queue_room:
+            return False
+        links = [root_key(namespace), *chain(root_key(namespace), key, self.cache.block_size)]
+        reached = self._reach(key, links, len(key))
+        start = max(reached, default=0)
+        if start < len(key):
+            segment = get_segment(start, len(key))
+            for first, last in self._cuts(start, len(key)):
+                record = self._run(first, last, links[first // self.cache.block_size], links[last // self.cache.block_size])
+                packed = self._codec.pack(segment, first - start, last - start)
+                if packed is None:
+                    return False
+                self._write(record, packed)
+        if checkpoint is not None and links[-1] not in self._states:
+            packed = self._codec.pack_state(checkpoint)
+            if packed is None:
+                return False
+            self._write(Record(self.options.model, "state", len(key), len(key), links[-1], links[-1]), packed)
+        self.counters.num_swaps += 1
+        return True
+
+    def swap_seconds(self, num_bytes: int) -> float:
+        """What it would take to write these bytes and read them again."""
+        return num_bytes / self.options.write_bytes_per_s + num_bytes / self.options.read_bytes_per_s
+
+    def _write(self, record: Record, packed: Packed) -> int:
+        self._add(record)
+        self._in_flight[record.name] = packed
+        self._in_flight_bytes += packed.nbytes
+        self._writer.submit(lambda: self._put(record, packed))
+        return packed.nbytes
+
+    def _links(self, node: Node) -> tuple[bytes, ...]:
+        """Hash chain of the node's blocks, made once."""
+        if not node.links:
+            parent = node.parent
+            assert parent is not None
+            before = root_key(parent.namespace) if parent.parent is None else self._links(parent)[-1]
+            node.links = tuple(chain(before, node.key, self.cache.block_size))
+        return node.links
+
+    def _pieces(self, node: Node) -> Iterator[Record]:
+        """The runs a node is written as."""
+        block, links = self.cache.block_size, self._links(node)
+        parent = node.parent
+        assert parent is not None
+        before = root_key(parent.namespace) if parent.parent is None else self._links(parent)[-1]
+        for start, end in self._cuts(node.start, node.end):
+            first = (start - node.start) // block
+            yield self._run(start, end, links[first - 1] if first else before, links[(end - node.start) // block - 1])
+
+    def _cuts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """[start, end) cut at multiples of the grain."""
+        while start < end:
+            stop = min(end, (start // self.options.grain + 1) * self.options.grain)
+            yield start, stop
+            start = stop
+
+    def _run(self, start: int, end: int, start_key: bytes, end_key: bytes) -> Record:
+        return Record(self.options.model, "kv", start, end, start_key, end_key)
+
+    def _records(self, node: Node) -> Iterator[Record]:
+        for record in self._pieces(node):
+            if self._has(record):
+                yield record
+        state = self._states.get(self._links(node)[-1])
+        if state is not None:
+            yield state
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def restore(self, key: tuple[int, ...], namespace: str, limit: int) -> Restore | None:
+        """Start to bring back what the disk has of `key` beyond the tree; None where it is not worth it.
+
+        At most `limit` tokens are wanted; where every layer can be sliced, a run may end behind it.
+        """
+        if not self._runs:
+            return None
+        target, records = self._find(key, namespace, limit)
+        in_tree = self.cache.match_length(key, namespace=namespace, usable_only=True)
+        if min(target, limit) - in_tree < self.options.min_gain:
+            return None
+        pin = self.cache.pin(key[:target], namespace=namespace)
+        restore = Restore(key[:target], namespace, [r for r in records if r.end > pin.num_tokens], pin)
+        self._restores.append(restore)
+        self.counters.num_restores += 1
+        if self.cache.needs_checkpoint:
+            restore.records.insert(0, self._states[self._link(key, namespace, target)])
+        names = [record.name for record in records]
+        self._writer.submit(lambda: self._touch(names))
+        for record in restore.records:
+            packed = self._in_flight.get(record.name)
+            self._reader.submit(lambda record=record, packed=packed: self._read(restore, record, packed))  # type: ignore[misc]
+        return restore
+
+    def _link(self, key: tuple[int, ...], namespace: str, position: int) -> bytes:
+        return chain(root_key(namespace), key[:position], self.cache.block_size)[-1]
+
+    def _find(self, key: tuple[int, ...], namespace: str, limit: int) -> tuple[int, list[Record]]:
+        """The deepest usable position on disk, and the runs that lead there."""
+        root = root_key(namespace)
+        if root not in self._runs:
+            return 0, []
+        links = [root, *chain(root, key, self.cache.block_size)]
+        came_by = self._reach(key, links, limit if self.cache.needs_checkpoint else len(key))
+        usable = [p for p in came_by if not self.cache.needs_checkpoint or links[p // self.cache.block_size] in self._states]
+        target = max(usable, default=0)
+        records: list[Record] = []
+        position = target
+        while position:
+            records.append(came_by[position])
+            position = came_by[position].start
+        return target, records[::-1]
+
+    def _reach(self, key: tuple[int, ...], links: list[bytes], limit: int) -> dict[int, Record]:
+        """Positions up to `limit` that runs on disk lead to, each with the run that ends there."""
+        block = self.cache.block_size
+        came_by: dict[int, Record] = {}
+        todo = [0]
+        while todo:
+            position = todo.pop()
+            for record in self._runs.get(links[position // block], {}).values():
+                end = record.end
+                if end <= limit and end // block < len(links) and links[end // block] == record.end_key:
+                    if end not in came_by:
+                        came_by[end] = record
+                        todo.append(end)
+        return came_by
+
+    def poll(self, max_bytes: int) -> None:
+        """Hear what the background has done, and insert up to about `max_bytes` of what came from disk."""
+        while not self._inbox.empty():
+            self._inbox.get()()
+        for restore in list(self._restores):
+            while restore.arrived and max_bytes > 0 and not restore.is_done:
+                record, packed = restore.arrived.popleft()
+                max_bytes -= packed.nbytes
+                self._insert(restore, record, packed)
+            if restore.is_done:
+                self._end(restore)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until the background has something to say. For a step that has nothing else to do."""
+        self._writer.wait(timeout_s)
+
+    @property
+    def is_restoring(self) -> bool:
+        return bool(self._restores)
+
+    def _insert(self, restore: Restore, record: Record, packed: Packed) -> None:
+        cache, end = self.cache, record.end
+        self.counters.restored_bytes += packed.nbytes
+        if record.kind == "state":
+            restore.state = packed
+            if record is restore.records[-1]:  # its runs are all in the tree
+                self._finish(restore)
+            return
+        if restore.pin is None or restore.pin.num_tokens < record.start:
+            restore.is_done = True  # there was no room for what comes before
+            return
+        stored = cache.insert(
+            restore.key[:end],
+            lambda first, last: self._codec.unpack(packed, first - record.start, last - record.start),
+            namespace=restore.namespace,
+        )
+        restore.num_inserted += max(0, stored - restore.pin.num_tokens)
+        pin = cache.pin(restore.key[:end], namespace=restore.namespace)
+        cache.release(restore.pin)
+        restore.pin = pin
+        for node in pin.node.path():
+            if node.is_saved:
+                break
+            node.is_saved = True
+        if stored < end:
+            restore.is_done = True
+        elif record is restore.records[-1]:
+            self._finish(restore)
+
+    def _finish(self, restore: Restore) -> None:
+        if restore.state is not None:
+            self.cache.insert(
+                restore.key,
+                _no_segment,
+                checkpoint=self._codec.unpack_state(restore.state, len(restore.key)),
+                namespace=restore.namespace,
+            )
+        restore.is_done = True
+
+    def _end(self, restore: Restore) -> None:
+        self._restores.remove(restore)
+        self.counters.num_restored_tokens += restore.num_inserted
+        restore.arrived.clear()
+        if restore.pin is not None:
+            self.cache.release(restore.pin)
+            restore.pin = None
+
+    # ── the index in memory ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _has(self, record: Record) -> bool:
+        return record.end_key in self._runs.get(record.start_key, {})
+
+    def _add(self, record: Record) -> None:
+        if record.kind == "state":
+            self._states[record.end_key] = record
+        else:
+            self._runs.setdefault(record.start_key, {})[record.end_key] = record
+
+    def _remove(self, record: Record) -> None:
+        if record.kind == "state":
+            self._states.pop(record.end_key, None)
+        elif (runs := self._runs.get(record.start_key)) is not None:
+            runs.pop(record.end_key, None)
+            if not runs:
+                del self._runs[record.start_key]
+
+    def _forget(self, records: list[Record]) -> None:
+        """These are not on disk any more; nodes that were saved in them may be written again."""
+        if not records:
+            return
+        for record in records:
+            self._remove(record)
+        for node in self.cache.nodes():
+            node.is_saved = False
+
+    # ── on the background threads ───────────────────────────────────────────────────────────────────────────────
+
+    def _open(self) -> None:
+        self._retry_at = self._clock() + RETRY_S
+        self._writer.submit(self._open_folder)
+
+    def _open_folder(self) -> None:
+        try:
+            records = self._folder.open(self.options.model)
+        except FolderFault as error:
+            self._report(str(error))
+            return
+        self._inbox.put(lambda: self._opened(records))
+
+    def _put(self, record: Record, packed: Packed) -> None:
+        try:
+            if self.fault is not None:
+                raise FolderFault(self.fault)
+            written, evicted = self._folder.put(record, packed)
+        except FolderFault as error:
+            self._inbox.put(lambda: self._landed(record, packed, is_written=False))
+            self._report(str(error))
+            return
+        self._inbox.put(lambda: self._landed(written, packed, is_written=True))
+        if evicted:
+            self._inbox.put(lambda: self._evicted(evicted))
+        if self._is_paced:
+            self._writer.pause(packed.nbytes / self.options.write_bytes_per_s)
+
+    def _read(self, restore: Restore, record: Record, packed: Packed | None) -> None:
+        if restore.is_done:
+            return
+        try:
+            found = packed if packed is not None else self._folder.read(record)
+        except (DamagedBlock, OSError) as error:
+            restore.is_done = True
+            self._inbox.put(lambda: self._lost(record, str(error)))
+            return
+        restore.arrived.append((record, found))
+        self._writer.notify()
+
+    def _touch(self, names: list[str]) -> None:
+        if self.fault is None:
+            try:
+                self._folder.touch(names)
+            except FolderFault as error:
+                self._report(str(error))
+
+    def _discard(self, record: Record) -> None:
+        try:
+            self._folder.discard(record.name)
+        except FolderFault as error:
+            self._report(str(error))
+
+    def _report(self, fault: str) -> None:
+        """Writer thread: from here on nothing is written until the folder opens again."""
+        self._folder.close()
+        self.fault = fault
+        self._inbox.put(lambda: self._failed(fault))
+
+    # ── what the background says ────────────────────────────────────────────────────────────────────────────────
+
+    def _opened(self, records: list[Record]) -> None:
+        self._runs.clear()
+        self._states.clear()
+        for record in records:
+            self._add(record)
+        for node in self.cache.nodes():
+            node.is_saved = False
+        if self._said is not None:
+            log.info("the disk cache works again")
+            self._said = None
+        self.fault = None
+
+    def _failed(self, fault: str) -> None:
+        self._retry_at = self._clock() + RETRY_S
+        if fault != self._said:
+            log.warning("the disk cache is not used for now: %s", fault)
+            self._said = fault
+
+    def _landed(self, record: Record, packed: Packed, *, is_written: bool) -> None:
+        self._in_flight.pop(record.name, None)
+        self._in_flight_bytes -= packed.nbytes
+        if is_written:
+            self._add(record)
+            self.counters.num_written += 1
+            self.counters.written_bytes += record.nbytes
+        else:
+            self._forget([record])
+
+    def _evicted(self, records: list[Record]) -> None:
+        self.counters.num_evicted += len(records)
+        self._forget(records)
+
+    def _lost(self, record: Record, detail: str) -> None:
+        log.warning("a block of the disk cache is passed over: %s", detail)
+        self.counters.num_damaged += 1
+        self._forget([record])
+        self._writer.submit(lambda: self._discard(record))
+
+    # ── the end, and the numbers ────────────────────────────────────────────────────────────────────────────────
+
+    def close(self, timeout_s: float) -> bool:
+        """Write the hottest prefixes that are not on disk yet, then stop; False if time ran out. MLX thread."""
+        until = self._clock() + timeout_s
+        self._is_paced = False
+        self._inbox_only()
+        hottest = sorted(self.cache.nodes(), key=lambda n: (n.num_uses, n.last_used), reverse=True)
+        for node in hottest:
+            if not node.children or node.checkpoint is not None:
+                self._pending[node] = None
+        while self._pending and self.fault is None and self._clock() < until:
+            if not self.harvest(32 * MIB):
+                self._writer.wait(0.05)
+            self._inbox_only()
+        self._reader.close(0.0)
+        self._writer.submit(self._folder.close)
+        is_over = self._writer.close(max(0.0, until - self._clock()))
+        self._inbox_only()
+        return is_over
+
+    def _inbox_only(self) -> None:
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def metrics(self) -> Mapping[str, object]:
+        """For `/health/diagnostics`."""
+        c = self.counters
+        return {
+            "disk_cache": {
+                "fault": self.fault,
+                "bytes": self._folder.nbytes,
+                "num_blocks": self._folder.num_blocks,
+                "pending_bytes": self._in_flight_bytes,
+                "num_restores": c.num_restores,
+                "num_restored_tokens": c.num_restored_tokens,
+                "restored_bytes": c.restored_bytes,
+                "num_written": c.num_written,
+                "written_bytes": c.written_bytes,
+                "num_damaged": c.num_damaged,
+                "num_evicted": c.num_evicted,
+                "num_swaps": c.num_swaps,
+            }
+        }
+
+
+def _no_segment(start: int, end: int) -> Segment:
+    raise AssertionError("the runs of a restored state are in the tree")

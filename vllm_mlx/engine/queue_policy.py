@@ -1,0 +1,88 @@
+"""Who is next: an object the scheduler asks. Plain Python, no clock of its own.
+
+Interactive before background, callers that had less before callers that had more, short prefills before long ones, the
+older first. Whoever has waited for long counts as interactive and as short, so nobody starves. Under pressure the
+background gives way before the interactive, and among equals the younger before the older.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_mlx.engine.sequence import Sequence
+
+INTERACTIVE, BACKGROUND = 0, 10
+# Two callers' shares differ when one had this factor more; below the first, all are equal.
+_SHARE_TOKENS = 4096
+
+
+class QueuePolicy(Protocol):
+    """Decides order only; whether there is room is the scheduler's question."""
+
+    def order(self, waiting: Iterable[Sequence], now: float, remaining: Callable[[Sequence], int]) -> list[Sequence]:
+        """The waiting, next first. `remaining` gives the prompt tokens a sequence still has to compute."""
+        ...
+
+    def prefill_order(self, running: Iterable[Sequence], now: float) -> list[Sequence]:
+        """Running sequences in the order in which their prompt chunks are planned."""
+        ...
+
+    def rank(self, sequence: Sequence) -> tuple[int, int]:
+        """Standing under memory pressure: the greatest gives way first. Never changes while a sequence lives."""
+        ...
+
+    def displaces(self, candidate: Sequence, victim: Sequence) -> bool:
+        """Whether a waiting sequence is worth preempting a running one for."""
+        ...
+
+    def served(self, sequence: Sequence, num_tokens: int, now: float) -> None:
+        """Tokens were computed for the sequence's caller."""
+        ...
+
+
+@dataclass
+class FairPolicy:
+    """`ageing_s`: a wait after which everybody is equal. Shares of callers fade with `fade_s`."""
+
+    ageing_s: float = 20.0
+    fade_s: float = 60.0
+    _shares: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def order(self, waiting: Iterable[Sequence], now: float, remaining: Callable[[Sequence], int]) -> list[Sequence]:
+        def key(sequence: Sequence) -> tuple[int, int, int, int]:
+            share = self._share_level(sequence.request.client, now)
+            if now - sequence.arrived >= self.ageing_s:
+                return min(sequence.request.priority, INTERACTIVE), share, 0, sequence.order
+            return sequence.request.priority, share, remaining(sequence), sequence.order
+
+        return sorted(waiting, key=key)
+
+    def prefill_order(self, running: Iterable[Sequence], now: float) -> list[Sequence]:
+        def key(sequence: Sequence) -> tuple[int, int, int]:
+            if now - sequence.arrived >= self.ageing_s:
+                return min(sequence.request.priority, INTERACTIVE), 0, sequence.order
+            return sequence.request.priority, sequence.num_to_prefill, sequence.order
+
+        return sorted(running, key=key)
+
+    def rank(self, sequence: Sequence) -> tuple[int, int]:
+        return sequence.request.priority, sequence.order
+
+    def displaces(self, candidate: Sequence, victim: Sequence) -> bool:
+        return candidate.request.priority < victim.request.priority
+
+    def served(self, sequence: Sequence, num_tokens: int, now: float) -> None:
+        client = sequence.request.client
+        self._shares[client] = (self._share(client, now) + num_tokens, now)
+        if len(self._shares) > 1024:
+            self._shares = {c: s for c, s in self._shares.items() if self._share(c, now) >= 1}
+
+    def _share(self, client: str, now: float) -> float:
+        tokens, since = self._shares.get(client, (0.0, now))
+        return tokens * math.exp(-(now - since) / self.fade_s)
+
+    def _share_level(self, client: str, now: float) -> int:
+        return int(math.log2(1 + self._share(client, now) / _SHARE_TOKENS))
