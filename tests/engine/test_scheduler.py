@@ -175,7 +175,7 @@ def test_idle_prefixes_are_dropped_before_anybody_waits() -> None:
 
 
 def test_the_youngest_gives_way_when_rows_outgrow_the_memory_and_gets_its_answer_all_the_same() -> None:
-    world = FakeEngine(kv_budget_bytes=40 * BYTES_PER_TOKEN, prefix_bytes=None)
+    world = FakeEngine(kv_budget_bytes=40 * BYTES_PER_TOKEN, prefix_bytes=None, expected_completion=1)
     world.ask("old", range(10), 20)
     world.ask("young", range(50, 60), 20)
     world.run()

@@ -1,4 +1,4 @@
-"""Random traffic on the real engine, scheduler and prefix cache with a fake model: no threads, a fake clock, one seed.
+"""Random traffic on the real engine, scheduler, prefix cache and disk tier with a fake model, disk and clock; one seed.
 
 After every step the invariants of `Simulation.check` must hold; at the end every request has ended exactly once, its
 tokens are those of the lone run, and all locks, rows and reserved bytes are back at zero.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from tests.simulation.fake_disk import FakeBackground, FakeCodec, FakeFolder
 from tests.simulation.fake_model import BYTES_PER_TOKEN, VOCAB, FakeRunner, lone_run
+from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.request import MediaSpan, Prompt, Request, SamplingParams
@@ -53,23 +55,72 @@ class Simulation:
                 needs_checkpoint=self.is_hybrid,
                 min_checkpoint_gap=r.choice([0, 8, 500]),
             )
+        self.writer, self.reader = FakeBackground(), FakeBackground()
+        self.folder = FakeFolder(
+            r, limit_bytes=r.choice([200, 2000, 50_000]), fault_rate=r.choice([0, 0, 0.02, 0.2])
+        )
+        self.has_disk = self.cache is not None and r.random() < 0.5
+        self.num_restarts = r.choice([0, 0, 1]) if self.has_disk else 0
+        self.tier_options = TierOptions(
+            "model",
+            self.folder.limit_bytes,
+            min_tokens=r.choice([1, 8, 100]),
+            grain=r.choice([4, 8, 12, 64]),
+            min_gain=r.choice([1, 4, 8]),
+            max_pending_bytes=r.choice([100, 10_000]),
+            read_bytes_per_s=1e9,
+            write_bytes_per_s=1e9,
+        )
+        self.prefix_bytes = self.cache.budget_bytes if self.cache else 0
+        self.min_checkpoint_gap = self.cache.min_checkpoint_gap if self.cache else 0
         self.limits = Limits(max_rows=r.choice([1, 2, 4, 8]), kv_budget_bytes=budget)
         self.max_tokens_per_step = r.choice([6, 12, 64])
         self.chunk = r.choice([BLOCK, 2 * BLOCK, 64])
+        self.seconds_per_token = r.choice([None, 1e-12, 1.0])
+        self.expected_completion = r.choice([1, 8, 256])
+        self.checkpoint_interval = r.choice([0, 8, 16])
+        self._start()
+        self.outcomes: dict[str, Outcome] = {}
+        self.unhealthy = False
+        self.stems = [self._tokens(r.randint(1, 30)) for _ in range(3)]
+
+    def _start(self) -> None:
+        """An engine; after a restart, a new one that shares nothing with the last but the disk."""
+        if self.has_disk:
+            self.cache = PrefixCache(
+                block_size=BLOCK,
+                budget_bytes=self.prefix_bytes,
+                needs_checkpoint=self.is_hybrid,
+                min_checkpoint_gap=self.min_checkpoint_gap,
+            )
+            self.tier = DiskTier(
+                self.cache, self.folder, FakeCodec(), self.tier_options,
+                writer=self.writer, reader=self.reader, clock=lambda: self.now * 10,
+            )  # fmt: skip
         self.scheduler = Scheduler(
             self.runner,
             self.cache,
             self.limits,
             max_tokens_per_step=self.max_tokens_per_step,
-            chunk_sizer=FixedChunk(self.chunk),
+            chunk_sizer=FixedChunk(self.chunk, self.seconds_per_token),
             block_size=BLOCK,
-            checkpoint_interval=r.choice([0, 8, 16]),
+            checkpoint_interval=self.checkpoint_interval,
             atomic_spans=self.atomic_spans,
+            expected_completion=self.expected_completion,
+            tier=self.tier if self.has_disk else None,
         )
         self.engine = Engine(self.scheduler, self.runner, self._publish, clock=lambda: self.now)
-        self.outcomes: dict[str, Outcome] = {}
-        self.unhealthy = False
-        self.stems = [self._tokens(r.randint(1, 30)) for _ in range(3)]
+
+    def _restart(self) -> None:
+        """Politely, or as after kill -9: what the background had not done is lost."""
+        self.engine.cancel_all()
+        self.check_end()
+        if self.random.random() < 0.5:
+            self.tier.close(1.0)
+        self.writer.jobs.clear()
+        self.reader.jobs.clear()
+        self.folder.close()
+        self._start()
 
     # ── the world ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,6 +132,9 @@ class Simulation:
                 to_come -= 1
                 self._arrive(len(self.outcomes))
             self._disturb()
+            if self.num_restarts and self.random.random() < 0.05:
+                self.num_restarts -= 1
+                self._restart()
             before = self.runner.num_computed, sum(o.reason is not None for o in self.outcomes.values())
             self.now += 1
             self.engine.step()
@@ -108,7 +162,8 @@ class Simulation:
             sampling=SamplingParams(seed=r.choice([0, 0, 1]), min_tokens=r.choice([0, 0, 3])),
             stop_token_ids=frozenset(r.sample(range(VOCAB), r.choice([0, 5, 40]))),
             deadline=self.now + r.randint(1, 60) if r.random() < 0.1 else None,
-            priority=r.choice([0, 0, 0, 1]),
+            priority=r.choice([0, 0, 0, 1, 10]),
+            client=r.choice(["", "", "a", "b"]),
             namespace=r.choice(["", "", "other"]),
         )
         self.outcomes[request.id] = Outcome(request)
@@ -116,6 +171,11 @@ class Simulation:
 
     def _disturb(self) -> None:
         r = self.random
+        if self.has_disk:
+            self.writer.run_some(r.choice([0, 0, 1, 5]))
+            self.reader.run_some(r.choice([0, 1, 1, 5]))
+            if r.random() < 0.2:
+                self.engine.idle()
         if r.random() < 0.05 and self.outcomes:
             self.engine.cancel(r.choice(list(self.outcomes)))
         if r.random() < 0.03:
@@ -167,11 +227,24 @@ class Simulation:
         if self.cache is not None:
             self.cache.check()
             locks = sum(len(list(s.lease.node.path())) for s in scheduler.running.values() if s.lease)
+            if self.has_disk:
+                locks += sum(len(list(p.pin.node.path())) for p in self.tier._restores if p.pin)
+                in_flight_bytes = sum(p.nbytes for p in self.tier._in_flight.values())
+                assert in_flight_bytes <= self.tier._in_flight_bytes, "bytes on their way to disk are not conserved"
             assert locks == sum(node.num_locks for node in self.cache.nodes()), "a lock without an owner"
 
     def check_end(self) -> None:
         assert not self.runner.rows and not self.scheduler.running and not self.scheduler.waiting
         assert self.scheduler.kv_bytes == 0
+        if self.has_disk:  # let the background finish
+            for _ in range(1000):
+                self.writer.run_some(100)
+                self.reader.run_some(100)
+                if not self.engine.idle() and not self.writer.jobs and not self.reader.jobs:
+                    break
+            self.tier.poll(1 << 30)
+            assert not self.tier.is_restoring and self.tier._in_flight_bytes == 0, "the disk tier does not come to rest"
+            self.cache.check()
         if self.cache is not None:
             assert all(node.num_locks == 0 for node in self.cache.nodes())
         for outcome in self.outcomes.values():

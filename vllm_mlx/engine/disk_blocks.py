@@ -187,5 +187,5 @@ def _checksum(arrays: Sequence[np.ndarray]) -> str:
     state = xxhash.xxh3_128()
     for a in arrays:
         state.update(f"{a.dtype}{a.shape}".encode())
-        state.update(memoryview(np.ascontiguousarray(a).reshape(-1).view(np.uint8)))
+        state.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
     return state.hexdigest()

@@ -14,14 +14,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
 from vllm_mlx.engine.background import Background
-from vllm_mlx.engine.disk_blocks import DamagedBlock, Packed, Record, chain, root_key
+from vllm_mlx.engine.disk_blocks import DamagedBlock, Packed, Record
 from vllm_mlx.engine.disk_folder import FolderFault
+from vllm_mlx.engine.disk_index import DiskIndex
 from vllm_mlx.engine.prefix_cache import Lease, Node, PrefixCache, Segment
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class TierOptions:
     """`min_tokens`: prefixes this long are written at their first use. `write_bytes_per_s` bounds the background."""
 
     model: str
+    limit_bytes: int
     min_tokens: int = 1024
     grain: int = 256
     min_gain: int = 64
@@ -129,13 +132,18 @@ class DiskTier:
         self._reader = reader
         self._clock = clock
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._runs: dict[bytes, dict[bytes, Record]] = {}
-        self._states: dict[bytes, Record] = {}
+        self._index = DiskIndex(
+            options.model,
+            block_size=cache.block_size,
+            grain=options.grain,
+            needs_checkpoint=cache.needs_checkpoint,
+        )
         self._in_flight: dict[str, Packed] = {}
         self._in_flight_bytes = 0
         self._pending: OrderedDict[Node, None] = OrderedDict()
         self._restores: list[Restore] = []
         self._retry_at = 0.0
+        self._num_faults = 0
         self._said: str | None = None
         self._is_paced = True
         cache.listener = self
@@ -151,7 +159,7 @@ class DiskTier:
         """A prefix that a second prompt uses is worth writing; what is written was used again."""
         if not node.is_saved or node.checkpoint is not None:
             self._pending[node] = None
-        names = [record.name for n in node.path() if n.is_saved for record in self._records(n)]
+        names = [record.name for n in node.path() if n.is_saved for record in self._index.node_records(n)]
         if names:
             self._writer.submit(lambda: self._touch(names))
 
@@ -180,25 +188,20 @@ class DiskTier:
         path = list(node.path())[::-1]
         if not path or path[0].parent is None or path[0].parent.parent is not None or path[0].start != 0:
             return 0, True  # evicted meanwhile
+        if sum(n.nbytes for n in path) > self.options.limit_bytes // 2:
+            return 0, True  # its beginning would be evicted while its end is written
         taken = 0
         for n in path:
-            links = self._links(n)
-            if not n.is_saved:
-                for record in self._pieces(n):
-                    if taken >= max_bytes or not self._has_queue_room:
-                        return taken, False
-                    if not self._has(record):
-                        assert n.segment is not None
-                        packed = self._codec.pack(n.segment, record.start - n.start, record.end - n.start)
-                        if packed is None:
-                            return taken, True
-                        taken += self._write(record, packed)
-                n.is_saved = True
-            if n.checkpoint is not None and links[-1] not in self._states:
-                state = Record(self.options.model, "state", n.end, n.end, links[-1], links[-1])
-                packed = self._codec.pack_state(n.checkpoint)
-                if packed is not None:
-                    taken += self._write(state, packed)
+            for record in () if n.is_saved else self._index.node_runs(n):
+                if taken >= max_bytes or not self._has_queue_room:
+                    return taken, False
+                if record not in self._index:
+                    assert n.segment is not None
+                    packed = self._codec.pack(n.segment, record.start - n.start, record.end - n.start)
+                    taken += self._write(record, packed)
+            n.is_saved = True
+            if n.checkpoint is not None and (state := self._index.node_state(n)) not in self._index:
+                taken += self._write(state, self._codec.pack_state(n.checkpoint))
         return taken, True
 
     @property
@@ -215,22 +218,15 @@ class DiskTier:
         """Swap: write a row's KV of `key` (whole blocks) that is not on disk yet. False if it cannot be taken now."""
         if self.fault is not None or not self._has_queue_room:
             return False
-        links = [root_key(namespace), *chain(root_key(namespace), key, self.cache.block_size)]
-        reached = self._reach(key, links, len(key))
-        start = max(reached, default=0)
+        links = self._index.links(key, namespace)
+        start = max(self._index.reach(links, len(key)), default=0)
         if start < len(key):
             segment = get_segment(start, len(key))
-            for first, last in self._cuts(start, len(key)):
-                record = self._run(first, last, links[first // self.cache.block_size], links[last // self.cache.block_size])
-                packed = self._codec.pack(segment, first - start, last - start)
-                if packed is None:
-                    return False
-                self._write(record, packed)
-        if checkpoint is not None and links[-1] not in self._states:
-            packed = self._codec.pack_state(checkpoint)
-            if packed is None:
-                return False
-            self._write(Record(self.options.model, "state", len(key), len(key), links[-1], links[-1]), packed)
+            for run in self._index.row_runs(links, start, len(key)):
+                self._write(run, self._codec.pack(segment, run.start - start, run.end - start))
+        state = Record(self.options.model, "state", len(key), len(key), links[-1], links[-1])
+        if checkpoint is not None and state not in self._index:
+            self._write(state, self._codec.pack_state(checkpoint))
         self.counters.num_swaps += 1
         return True
 
@@ -238,49 +234,15 @@ class DiskTier:
         """What it would take to write these bytes and read them again."""
         return num_bytes / self.options.write_bytes_per_s + num_bytes / self.options.read_bytes_per_s
 
-    def _write(self, record: Record, packed: Packed) -> int:
-        self._add(record)
+    def _write(self, record: Record, packed: Packed | None) -> int:
+        """Queue a block; what cannot be packed is passed over."""
+        if packed is None:
+            return 0
+        self._index.add(record)
         self._in_flight[record.name] = packed
         self._in_flight_bytes += packed.nbytes
         self._writer.submit(lambda: self._put(record, packed))
         return packed.nbytes
-
-    def _links(self, node: Node) -> tuple[bytes, ...]:
-        """Hash chain of the node's blocks, made once."""
-        if not node.links:
-            parent = node.parent
-            assert parent is not None
-            before = root_key(parent.namespace) if parent.parent is None else self._links(parent)[-1]
-            node.links = tuple(chain(before, node.key, self.cache.block_size))
-        return node.links
-
-    def _pieces(self, node: Node) -> Iterator[Record]:
-        """The runs a node is written as."""
-        block, links = self.cache.block_size, self._links(node)
-        parent = node.parent
-        assert parent is not None
-        before = root_key(parent.namespace) if parent.parent is None else self._links(parent)[-1]
-        for start, end in self._cuts(node.start, node.end):
-            first = (start - node.start) // block
-            yield self._run(start, end, links[first - 1] if first else before, links[(end - node.start) // block - 1])
-
-    def _cuts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """[start, end) cut at multiples of the grain."""
-        while start < end:
-            stop = min(end, (start // self.options.grain + 1) * self.options.grain)
-            yield start, stop
-            start = stop
-
-    def _run(self, start: int, end: int, start_key: bytes, end_key: bytes) -> Record:
-        return Record(self.options.model, "kv", start, end, start_key, end_key)
-
-    def _records(self, node: Node) -> Iterator[Record]:
-        for record in self._pieces(node):
-            if self._has(record):
-                yield record
-        state = self._states.get(self._links(node)[-1])
-        if state is not None:
-            yield state
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -289,58 +251,25 @@ class DiskTier:
 
         At most `limit` tokens are wanted; where every layer can be sliced, a run may end behind it.
         """
-        if not self._runs:
+        if not self._index:
             return None
-        target, records = self._find(key, namespace, limit)
+        found = self._index.find(key, namespace, limit)
         in_tree = self.cache.match_length(key, namespace=namespace, usable_only=True)
-        if min(target, limit) - in_tree < self.options.min_gain:
+        if min(found.target, limit) - in_tree < self.options.min_gain:
             return None
-        pin = self.cache.pin(key[:target], namespace=namespace)
-        restore = Restore(key[:target], namespace, [r for r in records if r.end > pin.num_tokens], pin)
+        pin = self.cache.pin(key[: found.target], namespace=namespace)
+        # The state comes first: without it the runs would be read for nothing.
+        states = [found.state] if found.state is not None else []
+        records = states + [run for run in found.runs if run.end > pin.num_tokens]
+        restore = Restore(key[: found.target], namespace, records, pin)
         self._restores.append(restore)
         self.counters.num_restores += 1
-        if self.cache.needs_checkpoint:
-            restore.records.insert(0, self._states[self._link(key, namespace, target)])
-        names = [record.name for record in records]
+        names = [record.name for record in (*found.runs, *states)]
         self._writer.submit(lambda: self._touch(names))
-        for record in restore.records:
+        for record in records:
             packed = self._in_flight.get(record.name)
-            self._reader.submit(lambda record=record, packed=packed: self._read(restore, record, packed))  # type: ignore[misc]
+            self._reader.submit(partial(self._read, restore, record, packed))
         return restore
-
-    def _link(self, key: tuple[int, ...], namespace: str, position: int) -> bytes:
-        return chain(root_key(namespace), key[:position], self.cache.block_size)[-1]
-
-    def _find(self, key: tuple[int, ...], namespace: str, limit: int) -> tuple[int, list[Record]]:
-        """The deepest usable position on disk, and the runs that lead there."""
-        root = root_key(namespace)
-        if root not in self._runs:
-            return 0, []
-        links = [root, *chain(root, key, self.cache.block_size)]
-        came_by = self._reach(key, links, limit if self.cache.needs_checkpoint else len(key))
-        usable = [p for p in came_by if not self.cache.needs_checkpoint or links[p // self.cache.block_size] in self._states]
-        target = max(usable, default=0)
-        records: list[Record] = []
-        position = target
-        while position:
-            records.append(came_by[position])
-            position = came_by[position].start
-        return target, records[::-1]
-
-    def _reach(self, key: tuple[int, ...], links: list[bytes], limit: int) -> dict[int, Record]:
-        """Positions up to `limit` that runs on disk lead to, each with the run that ends there."""
-        block = self.cache.block_size
-        came_by: dict[int, Record] = {}
-        todo = [0]
-        while todo:
-            position = todo.pop()
-            for record in self._runs.get(links[position // block], {}).values():
-                end = record.end
-                if end <= limit and end // block < len(links) and links[end // block] == record.end_key:
-                    if end not in came_by:
-                        came_by[end] = record
-                        todo.append(end)
-        return came_by
 
     def poll(self, max_bytes: int) -> None:
         """Hear what the background has done, and insert up to about `max_bytes` of what came from disk."""
@@ -409,31 +338,10 @@ class DiskTier:
             self.cache.release(restore.pin)
             restore.pin = None
 
-    # ── the index in memory ─────────────────────────────────────────────────────────────────────────────────────
-
-    def _has(self, record: Record) -> bool:
-        return record.end_key in self._runs.get(record.start_key, {})
-
-    def _add(self, record: Record) -> None:
-        if record.kind == "state":
-            self._states[record.end_key] = record
-        else:
-            self._runs.setdefault(record.start_key, {})[record.end_key] = record
-
-    def _remove(self, record: Record) -> None:
-        if record.kind == "state":
-            self._states.pop(record.end_key, None)
-        elif (runs := self._runs.get(record.start_key)) is not None:
-            runs.pop(record.end_key, None)
-            if not runs:
-                del self._runs[record.start_key]
-
     def _forget(self, records: list[Record]) -> None:
         """These are not on disk any more; nodes that were saved in them may be written again."""
-        if not records:
-            return
         for record in records:
-            self._remove(record)
+            self._index.remove(record)
         for node in self.cache.nodes():
             node.is_saved = False
 
@@ -449,7 +357,8 @@ class DiskTier:
         except FolderFault as error:
             self._report(str(error))
             return
-        self._inbox.put(lambda: self._opened(records))
+        num_faults = self._num_faults
+        self._inbox.put(lambda: self._opened(records, num_faults))
 
     def _put(self, record: Record, packed: Packed) -> None:
         try:
@@ -472,8 +381,9 @@ class DiskTier:
         try:
             found = packed if packed is not None else self._folder.read(record)
         except (DamagedBlock, OSError) as error:
+            detail = str(error)
             restore.is_done = True
-            self._inbox.put(lambda: self._lost(record, str(error)))
+            self._inbox.put(lambda: self._lost(record, detail))
             return
         restore.arrived.append((record, found))
         self._writer.notify()
@@ -494,16 +404,16 @@ class DiskTier:
     def _report(self, fault: str) -> None:
         """Writer thread: from here on nothing is written until the folder opens again."""
         self._folder.close()
+        self._num_faults += 1
         self.fault = fault
         self._inbox.put(lambda: self._failed(fault))
 
     # ── what the background says ────────────────────────────────────────────────────────────────────────────────
 
-    def _opened(self, records: list[Record]) -> None:
-        self._runs.clear()
-        self._states.clear()
-        for record in records:
-            self._add(record)
+    def _opened(self, records: list[Record], num_faults: int) -> None:
+        if num_faults != self._num_faults:
+            return  # it failed again before this was heard
+        self._index.replace(records)
         for node in self.cache.nodes():
             node.is_saved = False
         if self._said is not None:
@@ -521,7 +431,6 @@ class DiskTier:
         self._in_flight.pop(record.name, None)
         self._in_flight_bytes -= packed.nbytes
         if is_written:
-            self._add(record)
             self.counters.num_written += 1
             self.counters.written_bytes += record.nbytes
         else:

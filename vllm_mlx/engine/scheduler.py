@@ -13,10 +13,13 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from vllm_mlx.engine.disk_tier import MIB, DiskTier
-from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, Segment, common_prefix
+from vllm_mlx.engine.ports import ChunkSizer as ChunkSizer
+from vllm_mlx.engine.ports import FixedChunk as FixedChunk
+from vllm_mlx.engine.ports import KVStore as KVStore
+from vllm_mlx.engine.ports import Limits as Limits
+from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, common_prefix
 from vllm_mlx.engine.queue_policy import FairPolicy, QueuePolicy
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
@@ -25,67 +28,6 @@ from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, Ste
 # Copied to or from the disk's buffers in one step: beside running streams, and when nobody waits for a token.
 _DISK_BYTES_A_STEP, _DISK_BYTES_IDLE = 16 * MIB, 256 * MIB
 _MAX_RESTORES = 2
-# Completion tokens taken as likely while none has been seen; then twice the moving average.
-_EXPECTED_COMPLETION = 256
-
-class KVStore(Protocol):
-    """What the scheduler asks of whoever holds the KV: the runner in production, a fake in simulation."""
-
-    def bytes_for(self, num_tokens: int) -> int:
-        """Bytes a row of this many tokens holds."""
-        ...
-
-    def open(self, sequence: Sequence, lease: Lease | None) -> None:
-        """Give the sequence a row, filled with the leased prefix if there is one."""
-        ...
-
-    def segment(self, sequence: Sequence, start: int, end: int) -> Segment:
-        """Copy of the row's KV of tokens [start, end), of sliceable layers."""
-        ...
-
-    def checkpoint(self, sequence: Sequence, position: int) -> Segment | None:
-        """Whole state of the layers that cannot be sliced, if it was kept at `position`.
-
-        It is kept after a chunk that says so, and while decoding at each block boundary, the last two of them.
-        """
-        ...
-
-    def close(self, sequence: Sequence) -> None:
-        """Take the row back."""
-        ...
-
-
-class ChunkSizer(Protocol):
-    """Says how many prompt tokens a step may compute beside `num_decoding` rows without stalling their streams."""
-
-    def limit(self, num_decoding: int, context: int) -> int: ...
-
-    def seconds_for(self, num_tokens: int) -> float | None:
-        """What computing so many prompt tokens takes; None while it is not known."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FixedChunk:
-    """The same chunk always."""
-
-    num_tokens: int
-    seconds_per_token: float | None = None
-
-    def limit(self, num_decoding: int, context: int) -> int:
-        return self.num_tokens
-
-    def seconds_for(self, num_tokens: int) -> float | None:
-        return None if self.seconds_per_token is None else num_tokens * self.seconds_per_token
-
-
-@dataclass
-class Limits:
-    """What may change while running: rows by runtime mode and guards, bytes by memory pressure."""
-
-    max_rows: int
-    kv_budget_bytes: int
-
 
 @dataclass
 class SchedulerCounters:
@@ -102,6 +44,7 @@ class Scheduler:
     `max_tokens_per_step` bounds prefill and decode together; `checkpoint_interval` is the token distance of whole-state
     checkpoints for models that need them (0 for none but message ends). `atomic_spans`: the model computes a media span
     in one piece. `judge` is asked after each token and names the loop a sequence is caught in, if it is.
+    `expected_completion`: tokens an answer is taken to have while none has been seen; then twice the moving average.
     """
 
     def __init__(
@@ -118,6 +61,7 @@ class Scheduler:
         judge: Callable[[Sequence], str | None] = lambda sequence: None,
         policy: QueuePolicy | None = None,
         tier: DiskTier | None = None,
+        expected_completion: int = 256,
     ) -> None:
         self.store = store
         self.tier = tier
@@ -135,7 +79,7 @@ class Scheduler:
         self._judge = judge
         self._arrivals = itertools.count()
         self._ended: list[Sequence] = []
-        self._expected_completion = float(_EXPECTED_COMPLETION)
+        self._expected_completion = float(expected_completion)
         self._wish: Sequence | None = None
         self._now = 0.0
 
@@ -201,9 +145,10 @@ class Scheduler:
         """What the next step computes; marks it as launched. An empty plan means there is nothing to do now."""
         self._now = now
         self._serve_disk()
+        # Nobody is admitted in a plan that preempts: results of the preempted are still on their way.
+        num_preempted = self.counters.num_preemptions
         self._grant_wish()
         budget = max(self._max_tokens_per_step, self.limits.max_rows + self._block_size)
-        num_preempted = self.counters.num_preemptions
         decode = self._plan_decode()
         left = min(budget - len(decode), self._chunk_sizer.limit(len(decode), self._deepest_prefill()))
         chunks: list[Chunk] = []
