@@ -26,10 +26,14 @@ BELOW = {
     "ui": set(),
 }
 # The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.
-TOP = {"app", "backend", "beside", "fleet", "lifecycle", "oversight", "cli", "doctor", "bench", "__main__", "__init__"}
+TOP = {
+    "app", "backend", "beside", "fleet", "lifecycle", "oversight", "cli", "disk_cache", "doctor", "bench", "__main__",
+    "__init__",
+}  # fmt: skip
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {
     "runner", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "sampler", "draws", "logits", "constraint",
+    "disk_codec",
 }  # fmt: skip
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}
 

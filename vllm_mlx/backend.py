@@ -6,6 +6,7 @@ is imported by it and not before, because a faster BLAS must be in the process f
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from vllm_mlx.parsers import discover
 from vllm_mlx.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
-    from vllm_mlx.engine.assembly import EngineOptions
+    from vllm_mlx.engine.assembly import DiskOptions, EngineOptions
     from vllm_mlx.engine.engine import Engine
     from vllm_mlx.engine.prefix_cache import PrefixCache
     from vllm_mlx.engine.thread import EngineThread, MlxThread
@@ -134,7 +135,12 @@ class Backend:
             # Before the memory that is left is shared out.
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
             options.append(engine_options(settings, device.free_bytes(), memory_bytes))
-            engines.append(build_engine(loaded[0].model, options[0], publish, judge=oversight.judge))
+            built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
+            engines.append(
+                build_engine(
+                    loaded[0].model, built, publish, judge=oversight.judge, wake=lambda: thread.submit_job(_nothing)
+                )
+            )
             engines[0].on_idle.append(device.IdleRelease())
             return oversight.attach(engines[0])
 
@@ -283,6 +289,26 @@ def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None
         encoder_cache_bytes=settings.media.encoder_cache_mb << 20,
         seed=0 if settings.sampling.deterministic else None,
     )
+
+
+def disk_options(settings: Settings, profile: ModelProfile) -> DiskOptions | None:
+    """Where the prefix cache's second tier lives, and the name under which this model's blocks are found there."""
+    from vllm_mlx.engine.assembly import DiskOptions  # imports MLX
+
+    cache = settings.cache
+    if cache.disk_cache is None or not cache.prefix_cache:
+        return None
+    precision = f"{profile.dtype}, kv {f'{cache.kv_bits}-bit/{cache.kv_group_size}' if cache.kv_bits else 'plain'}"
+    return DiskOptions(
+        folder=Path(cache.disk_cache).expanduser(),
+        limit_bytes=int(cache.disk_cache_gb * 2**30),
+        min_tokens=cache.disk_cache_min_tokens,
+        model=f"{profile.name} {profile.fingerprint} ({precision}, blocks of {cache.block_size}, no adapter)",
+    )
+
+
+def _nothing() -> None:
+    """A job that only wakes the MLX thread."""
 
 
 def name_formats(settings: Settings, profile: ModelProfile) -> Settings:

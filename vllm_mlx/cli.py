@@ -64,6 +64,9 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(explain_unknown(unknown, known))
     if parsed.command is None:
         raise UsageError("no command; try `vllm-mlx serve` or `vllm-mlx --help`.")
+    if parsed.command == "cache":
+        from vllm_mlx.disk_cache import run as run_cache  # imports numpy
+        return run_cache(parsed.action, parsed.folder, parsed.model)
     values = {name: value for name, value in vars(parsed).items() if name != "command"}
     return HANDLERS[parsed.command](settings_from(values, os.environ))
 
@@ -94,6 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads", "cpu.few_row_kernels"}))
     commands.add_parser("connect", add_help=False, help="show or write a client's settings for the running server")
     commands.add_parser("launch", add_help=False, help="start a client with the settings for the running server")
+    cache = commands.add_parser(
+        "cache", allow_abbrev=False, help="look at, check or empty a disk cache",
+        description="Look at, check or empty the folder of --disk-cache. No server may be using it.")
+    cache.add_argument("action", choices=("ls", "clear", "verify"), help="List by model, drop blocks, or check all.")
+    cache.add_argument("folder", metavar="DIR", help="The folder that --disk-cache named.")
+    cache.add_argument("--model", metavar="TEXT", default=None, help="Only models whose name contains TEXT.")
     commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
     return parser
 

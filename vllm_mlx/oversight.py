@@ -111,7 +111,18 @@ class Oversight:
             "batch_divergence": self._divergence_check(),
             "repetition": self._repetition_check(),
             "runtime_mode": _check("pass", f"at most {self.rows.limit} rows now", self.rows.report()),
+            **self._disk_check(),
         }
+
+    def _disk_check(self) -> Mapping[str, Any]:
+        """Nothing where there is no disk cache; a warning while it is not used."""
+        report = self._thread.status.extra.get("disk_cache") if self._thread else None
+        if not isinstance(report, Mapping):
+            return {}
+        if report["fault"] is not None:
+            return {"disk_cache": _check("warning", f"not used for now: {report['fault']}", report)}
+        detail = f"{report['num_blocks']} blocks, {report['bytes'] / 2**30:.2f} GiB"
+        return {"disk_cache": _check("pass", detail, report)}
 
     def _memory_check(self) -> Mapping[str, Any]:
         report = self.memory.report()

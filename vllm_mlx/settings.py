@@ -199,6 +199,16 @@ class CacheSettings:
     kv_group_size: int = option(
         64, "Values that share one scale when keys and values are quantised.", "--kv-group-size",
         aliases=("--kv-cache-quantization-group-size",), choices=("32", "64", "128"))
+    disk_cache: str | None = option(
+        None, "Folder of a second tier of the prefix cache, which outlives the process: prefixes that were used twice "
+        "or are long are written there, and read back instead of being computed. One server a folder.", "--disk-cache",
+        metavar="DIR")
+    disk_cache_gb: float = option(
+        20.0, "Bytes the disk cache may hold, in GiB; what was not used for longest goes first.", "--disk-cache-gb",
+        above=0)
+    disk_cache_min_tokens: int = option(
+        1024, "Prefixes of so many tokens are written at their first use, shorter ones at their second.",
+        "--disk-cache-min-tokens", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vllm_mlx.engine.background import Worker
+from vllm_mlx.engine.disk_codec import KVCodec
+from vllm_mlx.engine.disk_folder import BlockFolder
+from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
 from vllm_mlx.engine.engine import Engine
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.prefix_cache import PrefixCache
@@ -45,6 +50,8 @@ class EngineHarness:
         checkpoint_interval: int = 64,
         slack_bytes: int = 0,
         quantization: Quantization | None = None,
+        disk: Path | None = None,
+        disk_min_tokens: int = 1024,
     ) -> None:
         self.runner = ModelRunner(
             model,
@@ -57,6 +64,19 @@ class EngineHarness:
             block_size=BLOCK, budget_bytes=prefix_bytes, needs_checkpoint=self.runner.needs_checkpoint
         )
         self.limits = Limits(max_rows, kv_budget_bytes)
+        self.tier = None
+        if disk is not None:
+            self.tier = DiskTier(
+                self.cache,
+                BlockFolder(disk, limit_bytes=1 << 30),
+                KVCodec(),
+                TierOptions(model.profile.fingerprint, 1 << 30, disk_min_tokens, grain=64),
+                writer=Worker("disk writer"),
+                reader=Worker("disk reader"),
+            )
+            while self.tier.fault == "not open yet":
+                self.tier.wait(0.1)
+                self.tier.poll(0)
         self.scheduler = Scheduler(
             self.runner,
             self.cache,
@@ -66,6 +86,7 @@ class EngineHarness:
             block_size=BLOCK,
             checkpoint_interval=checkpoint_interval,
             atomic_spans=model.atomic_spans,
+            tier=self.tier,
         )
         self.answers: dict[str, Answer] = {}
         self.statuses: list[EngineStatus] = []

@@ -182,7 +182,7 @@ def test_the_status_shows_every_request_where_it_stands() -> None:
     world.ask("decoding", range(4), 30)
     world.step(3)
     world.ask("prefilling", range(100, 140), 5)
-    world.ask("waiting", range(10), 5)
+    world.ask("waiting", range(200, 250), 5)
     world.step(2)
     progress = {p.request_id: p for p in world.statuses[-1].requests}
     assert [progress[n].phase for n in ("decoding", "prefilling", "waiting")] == ["decode", "prefill", "waiting"]

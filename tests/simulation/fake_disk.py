@@ -47,9 +47,12 @@ class FakeBackground:
 class FakeCodec:
     """Keys and running hashes as int64 arrays."""
 
-    def pack(self, segment: FakeSegment, start: int, end: int) -> Packed:
-        assert 0 <= start < end <= len(segment.keys)
-        return Packed((np.array(segment.keys[start:end], dtype=np.int64),), "keys")
+    def pack(self, parts: list[tuple[FakeSegment, int, int]]) -> Packed:
+        keys: list[int] = []
+        for segment, start, end in parts:
+            assert 0 <= start < end <= len(segment.keys)
+            keys += segment.keys[start:end]
+        return Packed((np.array(keys, dtype=np.int64),), "keys")
 
     def unpack(self, packed: Packed, start: int, end: int) -> FakeSegment:
         assert packed.structure == "keys" and 0 <= start < end <= len(packed.arrays[0])

@@ -68,6 +68,7 @@ class Simulation:
             grain=r.choice([4, 8, 12, 64]),
             min_gain=r.choice([1, 4, 8]),
             max_pending_bytes=r.choice([100, 10_000]),
+            settle_s=r.choice([0, 25]),
             read_bytes_per_s=1e9,
             write_bytes_per_s=1e9,
         )

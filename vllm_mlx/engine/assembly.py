@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from vllm_mlx.engine.background import Worker
 from vllm_mlx.engine.chunking import StallBoundedChunk
+from vllm_mlx.engine.disk_codec import KVCodec
+from vllm_mlx.engine.disk_folder import shared_folder
+from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
 from vllm_mlx.engine.engine import Engine, Publish
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.media_cache import MediaCache
@@ -17,6 +22,18 @@ from vllm_mlx.errors import SettingsError
 from vllm_mlx.models.base import LanguageModel
 
 MIN_KV_BYTES = 64 << 20
+# The prefixes that are not on disk yet may take so long to be written when the server stops.
+DISK_CLOSE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOptions:
+    """`model` names everything that makes KV of equal tokens differ: weights, precision, quantisation, adapter."""
+
+    folder: Path
+    limit_bytes: int
+    min_tokens: int
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,7 @@ class EngineOptions:
     kv_group_size: int = 64
     encoder_cache_bytes: int = 256 << 20
     seed: int | None = None
+    disk: DiskOptions | None = None
 
 
 def build_engine(
@@ -47,8 +65,12 @@ def build_engine(
     publish: Publish,
     *,
     judge: Callable[[Sequence], str | None] = lambda sequence: None,
+    wake: Callable[[], object] = lambda: None,
 ) -> Engine:
-    """An engine ready to step. Raises SettingsError where the options cannot be met with this model."""
+    """An engine ready to step; `wake` makes its sleeping thread call `idle` again, and may be called from any thread.
+
+    Raises SettingsError where the options cannot be met with this model.
+    """
     if options.memory_bytes < MIN_KV_BYTES:
         raise SettingsError(
             f"Only {options.memory_bytes / 2**20:.0f} MiB are left for the KV cache after loading the weights; "
@@ -80,6 +102,7 @@ def build_engine(
     sizer = StallBoundedChunk(
         options.stall_target_s, max(options.prefill_step, options.block_size), options.block_size
     )
+    tier = _disk_tier(cache, options.disk, wake) if cache is not None and options.disk is not None else None
     scheduler = Scheduler(
         runner,
         cache,
@@ -90,8 +113,30 @@ def build_engine(
         checkpoint_interval=options.checkpoint_interval,
         atomic_spans=model.atomic_spans,
         judge=judge,
+        tier=tier,
     )
     engine = Engine(scheduler, runner, publish)
     engine.on_step.append(sizer.observe)
     engine.on_sharing.append(sizer.share)
+    if tier is not None:
+        engine.reports.append(tier.metrics)
+        engine.on_stop.append(lambda: tier.close(DISK_CLOSE_S))
     return engine
+
+
+def _disk_tier(cache: PrefixCache, options: DiskOptions, wake: Callable[[], object]) -> DiskTier:
+    writer, reader = Worker("disk writer"), Worker("disk reader")
+    writer.on_news = wake
+    return DiskTier(
+        cache,
+        shared_folder(options.folder, limit_bytes=options.limit_bytes),
+        KVCodec(),
+        TierOptions(
+            options.model,
+            options.limit_bytes,
+            options.min_tokens,
+            max_pending_bytes=min(256 << 20, max(32 << 20, cache.budget_bytes // 4)),
+        ),
+        writer=writer,
+        reader=reader,
+    )

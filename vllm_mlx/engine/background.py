@@ -38,7 +38,7 @@ class Worker:
     """One daemon thread. `on_news` is called, on it, after each job: to wake a thread that sleeps elsewhere."""
 
     def __init__(self, name: str) -> None:
-        self.on_news: Callable[[], None] = _nothing
+        self.on_news: Callable[[], object] = _nothing
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._news = threading.Event()
         self._is_closing = threading.Event()

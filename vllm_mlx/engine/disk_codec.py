@@ -7,6 +7,7 @@ each array. bfloat16, which numpy lacks, travels as its bits. State of classes w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +21,14 @@ from vllm_mlx.engine.prefix_cache import Segment
 class KVCodec:
     """`disk_tier.Codec` of the real caches. Copies on the way out and on the way in, so nothing shares a mapping."""
 
-    def pack(self, segment: Segment, start: int, end: int) -> Packed | None:
-        assert isinstance(segment, KVSegment)
-        return _pack(segment.layers, slice(start, end))
+    def pack(self, parts: Sequence[tuple[Segment, int, int]]) -> Packed | None:
+        packed = [_pack(segment.layers, slice(a, b)) for segment, a, b in parts if isinstance(segment, KVSegment)]
+        if not packed or (first := packed[0]) is None:
+            return None
+        if len(packed) == 1:
+            return first
+        planes = zip(*(p.arrays for p in packed if p is not None), strict=True)
+        return Packed(tuple(np.concatenate(plane, axis=-2) for plane in planes), first.structure)
 
     def unpack(self, packed: Packed, start: int, end: int) -> KVSegment:
         return KVSegment(_unpack(packed, slice(start, end)))

@@ -1,4 +1,4 @@
-"""A folder of blocks with an index, bounded in bytes: add, touch, evict, rebuild. No MLX; one thread at a time.
+"""A folder of blocks with an index, bounded in bytes: add, touch, evict, rebuild. No MLX; any thread.
 
     DIR/lock            held while a server uses the folder; a second server goes without
     DIR/index.sqlite3   what is there and when it was last used; made anew from the files when it is lost or damaged
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -49,13 +50,18 @@ class Usage:
 
 
 class BlockFolder:
-    """`limit_bytes` bounds all files together; the least recently used go first, ends of conversations before stems."""
+    """`limit_bytes` bounds all files together; the least recently used go first, ends of conversations before stems.
+
+    Several models of one process may open it; each closes it once.
+    """
 
     def __init__(self, path: Path, *, limit_bytes: int) -> None:
         self.path = path
         self.limit_bytes = limit_bytes
         self.nbytes = 0
         self.num_blocks = 0
+        self._mutex = threading.RLock()
+        self._num_open = 0
         self._lock: int | None = None
         self._db: sqlite3.Connection | None = None
 
@@ -63,21 +69,32 @@ class BlockFolder:
 
     def open(self, model: str) -> list[Record]:
         """Take the folder, mend the index, and return what it holds of `model`."""
-        with _faults(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            try:
-                self._db = self._open_index()
-                self._reconcile()
-            except (OSError, sqlite3.Error, FolderFault):
-                self.close()
-                raise
-            self._evict()
+        with self._guard():
+            if not self._num_open:
+                self._open()
+            self._num_open += 1
             rows = self._index.execute(f"SELECT {_COLUMNS} FROM blocks WHERE model = ?", (model,))
             return [Record(*row) for row in rows]
 
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            self._db = self._open_index()
+            self._reconcile()
+            self._evict()
+        except (OSError, sqlite3.Error, FolderFault):
+            self._close()
+            raise
+
     def close(self) -> None:
-        """Let go of the folder; what is written stays."""
+        """Let go of the folder; what is written stays. Closing what is not open does nothing."""
+        with self._mutex:
+            self._num_open = max(0, self._num_open - 1)
+            if not self._num_open:
+                self._close()
+
+    def _close(self) -> None:
         if self._db is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
@@ -132,7 +149,7 @@ class BlockFolder:
 
     def put(self, record: Record, packed: Packed) -> tuple[Record, list[Record]]:
         """Write a block; returns it with its size, and what had to go to make room for it."""
-        with _faults(self.path):
+        with self._guard():
             self._forget(record.name)
             written = replace(record, nbytes=disk_blocks.write(self.path, record, packed))
             with self._index:
@@ -147,13 +164,13 @@ class BlockFolder:
 
     def touch(self, names: Iterable[str]) -> None:
         """These were used just now."""
-        with _faults(self.path), self._index:
+        with self._guard(), self._index:
             now = time.time()
             self._index.executemany("UPDATE blocks SET last_used = ? WHERE name = ?", [(now, name) for name in names])
 
     def discard(self, name: str) -> None:
         """Drop a block that is damaged, or whose file is gone."""
-        with _faults(self.path):
+        with self._guard():
             disk_blocks.path_of(self.path, name).unlink(missing_ok=True)
             self._forget(name)
 
@@ -199,6 +216,17 @@ class BlockFolder:
             raise FolderFault(f"{self.path} is not open.")
         return self._db
 
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """One thread at a time, and whatever the disk does wrong as one sentence."""
+        with self._mutex:
+            try:
+                yield
+            except OSError as error:
+                raise FolderFault(f"{self.path}: {error.strerror or error}.") from error
+            except sqlite3.Error as error:
+                raise FolderFault(f"{self.path}: the index cannot be used ({error}).") from error
+
     # ── for `vllm-mlx cache` ────────────────────────────────────────────────────────────────────────────────────
 
     def usage(self) -> list[Usage]:
@@ -210,7 +238,7 @@ class BlockFolder:
 
     def clear(self, model: str | None = None) -> int:
         """Drop every block, or every block of `model`; returns the bytes freed."""
-        with _faults(self.path):
+        with self._guard():
             before = self.nbytes
             query = "SELECT name FROM blocks" + (" WHERE model = ?" if model is not None else "")
             for (name,) in self._index.execute(query, () if model is None else (model,)).fetchall():
@@ -246,12 +274,9 @@ def _connect(file: Path) -> sqlite3.Connection:
     return connection
 
 
-@contextlib.contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Whatever the disk does wrong, as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise FolderFault(f"{path}: {error.strerror or error}.") from error
-    except sqlite3.Error as error:
-        raise FolderFault(f"{path}: the index cannot be used ({error}).") from error
+_shared: dict[Path, BlockFolder] = {}
+
+
+def shared_folder(path: Path, *, limit_bytes: int) -> BlockFolder:
+    """The process's one object for a folder: its models share the folder's bound, its index and its lock."""
+    return _shared.setdefault(path.resolve(), BlockFolder(path, limit_bytes=limit_bytes))

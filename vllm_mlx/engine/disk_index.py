@@ -6,7 +6,7 @@ that its own links reach from the root, if a whole-state checkpoint is there or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_mlx.engine.disk_blocks import Record, chain, root_key
@@ -77,13 +77,8 @@ class DiskIndex:
         block = self.block_size
         usable = (p for p in came_by if not self.needs_checkpoint or links[p // block] in self._states)
         target = max(usable, default=0)
-        runs: list[Record] = []
-        position = target
-        while position:
-            runs.append(came_by[position])
-            position = came_by[position].start
         state = self._states[links[target // block]] if self.needs_checkpoint and target else None
-        return Found(target, tuple(runs[::-1]), state)
+        return Found(target, route(came_by, target), state)
 
     def reach(self, links: Sequence[bytes], limit: int) -> dict[int, Record]:
         """Positions up to `limit` that runs on disk lead to, each with the run that ends there."""
@@ -100,40 +95,44 @@ class DiskIndex:
                     todo.append(end)
         return came_by
 
-    # ── what a node, or a row, is written as ────────────────────────────────────────────────────────────────────
+    # ── what a path of the tree, or a row, is written as ────────────────────────────────────────────────────────
 
-    def node_links(self, node: Node) -> tuple[bytes, ...]:
-        """Hash chain of the node's blocks, made once and kept with it."""
-        if not node.links:
-            node.links = tuple(chain(self._link_before(node), node.key, self.block_size))
-        return node.links
+    def path_links(self, path: Sequence[Node]) -> list[bytes]:
+        """The hash chain along nodes from the root's child on, root first. Each node's part is made once."""
+        links = [root_key(root.namespace)] if (root := path[0].parent) is not None else []
+        for node in path:
+            if not node.links:
+                node.links = tuple(chain(links[-1], node.key, self.block_size))
+            links += node.links
+        return links
 
-    def node_runs(self, node: Node) -> Iterator[Record]:
-        """The runs a node is written as."""
-        links = (self._link_before(node), *self.node_links(node))
-        return self.cut(node.start, node.end, lambda position: links[(position - node.start) // self.block_size])
+    def missing_runs(self, links: Sequence[bytes], targets: Iterable[int]) -> Iterator[Record]:
+        """Runs, cut at multiples of the grain, that have to be written until all targets can be reached."""
+        reached = {0, *self.reach(links, max(targets, default=0))}
+        for target in sorted(targets):
+            start = max(p for p in reached if p <= target)
+            while start < target:
+                end = min(target, (start // self.grain + 1) * self.grain)
+                block = self.block_size
+                yield Record(self.model, "kv", start, end, links[start // block], links[end // block])
+                reached.add(end)
+                start = end
 
-    def node_state(self, node: Node) -> Record:
-        link = self.node_links(node)[-1]
-        return Record(self.model, "state", node.end, node.end, link, link)
+    def state_at(self, links: Sequence[bytes], position: int) -> Record:
+        link = links[position // self.block_size]
+        return Record(self.model, "state", position, position, link, link)
 
-    def row_runs(self, links: Sequence[bytes], start: int, end: int) -> Iterator[Record]:
-        return self.cut(start, end, lambda position: links[position // self.block_size])
+    def on_the_way(self, links: Sequence[bytes], target: int) -> list[Record]:
+        """What is on disk of a path, up to the deepest point of it within `target`, states included."""
+        came_by = self.reach(links, target)
+        states = [self._states.get(links[p // self.block_size]) for p in came_by]
+        return [*route(came_by, max(came_by, default=0)), *(state for state in states if state is not None)]
 
-    def cut(self, start: int, end: int, link: Callable[[int], bytes]) -> Iterator[Record]:
-        """[start, end) cut at multiples of the grain."""
-        while start < end:
-            stop = min(end, (start // self.grain + 1) * self.grain)
-            yield Record(self.model, "kv", start, stop, link(start), link(stop))
-            start = stop
 
-    def node_records(self, node: Node) -> Iterator[Record]:
-        """What is on disk of a node."""
-        yield from (record for record in self.node_runs(node) if record in self)
-        if (state := self._states.get(self.node_links(node)[-1])) is not None:
-            yield state
-
-    def _link_before(self, node: Node) -> bytes:
-        parent = node.parent
-        assert parent is not None
-        return root_key(parent.namespace) if parent.parent is None else self.node_links(parent)[-1]
+def route(came_by: dict[int, Record], target: int) -> tuple[Record, ...]:
+    """The runs that lead from the root to `target`."""
+    runs: list[Record] = []
+    while target:
+        runs.append(came_by[target])
+        target = came_by[target].start
+    return tuple(runs[::-1])

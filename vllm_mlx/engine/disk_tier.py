@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -35,8 +35,8 @@ MIB = 1 << 20
 class Codec(Protocol):
     """Turns kept KV into arrays that any thread may hold, and back. MLX thread."""
 
-    def pack(self, segment: Segment, start: int, end: int) -> Packed | None:
-        """Copy of tokens [start, end) of a segment, counted from its first; None for what cannot be packed."""
+    def pack(self, parts: Sequence[tuple[Segment, int, int]]) -> Packed | None:
+        """Copy of tokens [start, end) of each segment, one after the other; None for what cannot be packed."""
         ...
 
     def unpack(self, packed: Packed, start: int, end: int) -> Segment: ...
@@ -79,6 +79,7 @@ class TierOptions:
     min_gain: int = 64
     write_bytes_per_s: float = 200 * MIB
     max_pending_bytes: int = 256 * MIB
+    settle_s: float = 1.0
     read_bytes_per_s: float = 400 * MIB
 
 
@@ -140,7 +141,7 @@ class DiskTier:
         )
         self._in_flight: dict[str, Packed] = {}
         self._in_flight_bytes = 0
-        self._pending: OrderedDict[Node, None] = OrderedDict()
+        self._pending: dict[Node, float] = {}
         self._restores: list[Restore] = []
         self._retry_at = 0.0
         self._num_faults = 0
@@ -153,55 +154,71 @@ class DiskTier:
 
     def stored(self, node: Node) -> None:
         if node.end >= self.options.min_tokens:
-            self._pending[node] = None
+            self._want(node)
 
     def used(self, node: Node) -> None:
         """A prefix that a second prompt uses is worth writing; what is written was used again."""
-        if not node.is_saved or node.checkpoint is not None:
-            self._pending[node] = None
-        names = [record.name for n in node.path() if n.is_saved for record in self._index.node_records(n)]
-        if names:
+        self._want(node)
+        if any(n.is_saved for n in node.path()):
+            links = self._index.path_links(list(node.path())[::-1])
+            names = [record.name for record in self._index.on_the_way(links, node.end)]
             self._writer.submit(lambda: self._touch(names))
+
+    def _want(self, node: Node) -> None:
+        """Write the path to `node`, once it has stopped growing: larger blocks are fewer files."""
+        if node.parent is not None:
+            self._pending.pop(node.parent, None)
+        if not node.is_saved or node.checkpoint is not None:
+            self._pending[node] = self._clock()
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def has_pending(self) -> bool:
         """There is something to write, and room in the writer's queue for it."""
-        return bool(self._pending) and self.fault is None and self._in_flight_bytes < self.options.max_pending_bytes
+        return bool(self._pending) and self.fault is None and self._has_queue_room
 
-    def harvest(self, max_bytes: int) -> int:
+    def harvest(self, max_bytes: int, *, is_idle: bool = False) -> int:
         """Copy up to about `max_bytes` of what waits to be written; returns the bytes taken. Between two steps."""
         if self.fault is not None and self._clock() >= self._retry_at:
             self._open()
         taken = 0
-        while self.has_pending and taken < max_bytes:
-            node = next(iter(self._pending))
-            took, is_finished = self._save(node, max_bytes - taken)
-            taken += took
-            if is_finished:
-                del self._pending[node]
+        if self.has_pending:
+            settled = self._clock() - self.options.settle_s
+            for node in [n for n, since in self._pending.items() if is_idle or since <= settled or n.end % 1024 == 0]:
+                took, is_finished = self._save(node, max_bytes - taken)
+                taken += took
+                if is_finished:
+                    self._pending.pop(node, None)
+                if taken >= max_bytes or not self._has_queue_room:
+                    break
         return taken
 
     def _save(self, node: Node, max_bytes: int) -> tuple[int, bool]:
         """Write what is missing on the way to `node`, from the root on; the bytes, and whether nothing is left."""
         path = list(node.path())[::-1]
-        if not path or path[0].parent is None or path[0].parent.parent is not None or path[0].start != 0:
+        if not path or path[0].parent is None or path[0].start != 0:
             return 0, True  # evicted meanwhile
         if sum(n.nbytes for n in path) > self.options.limit_bytes // 2:
             return 0, True  # its beginning would be evicted while its end is written
         taken = 0
-        for n in path:
-            for record in () if n.is_saved else self._index.node_runs(n):
-                if taken >= max_bytes or not self._has_queue_room:
-                    return taken, False
-                if record not in self._index:
-                    assert n.segment is not None
-                    packed = self._codec.pack(n.segment, record.start - n.start, record.end - n.start)
-                    taken += self._write(record, packed)
-            n.is_saved = True
-            if n.checkpoint is not None and (state := self._index.node_state(n)) not in self._index:
+        links = self._index.path_links(path)
+        with_state = [n for n in path if n.checkpoint is not None]
+        for run in self._index.missing_runs(links, {node.end, *(n.end for n in with_state)}):
+            if taken >= max_bytes or not self._has_queue_room:
+                return taken, False
+            parts = [
+                (n.segment, max(run.start, n.start) - n.start, min(run.end, n.end) - n.start)
+                for n in path
+                if n.segment is not None and n.start < run.end and run.start < n.end
+            ]
+            taken += self._write(run, self._codec.pack(parts))
+        for n in with_state:
+            state = self._index.state_at(links, n.end)
+            if state not in self._index and n.checkpoint is not None:
                 taken += self._write(state, self._codec.pack_state(n.checkpoint))
+        for n in path:
+            n.is_saved = True
         return taken, True
 
     @property
@@ -219,12 +236,13 @@ class DiskTier:
         if self.fault is not None or not self._has_queue_room:
             return False
         links = self._index.links(key, namespace)
-        start = max(self._index.reach(links, len(key)), default=0)
-        if start < len(key):
-            segment = get_segment(start, len(key))
-            for run in self._index.row_runs(links, start, len(key)):
-                self._write(run, self._codec.pack(segment, run.start - start, run.end - start))
-        state = Record(self.options.model, "state", len(key), len(key), links[-1], links[-1])
+        runs = list(self._index.missing_runs(links, {len(key)}))
+        if runs:
+            first = runs[0].start
+            segment = get_segment(first, len(key))
+            for run in runs:
+                self._write(run, self._codec.pack([(segment, run.start - first, run.end - first)]))
+        state = self._index.state_at(links, len(key))
         if checkpoint is not None and state not in self._index:
             self._write(state, self._codec.pack_state(checkpoint))
         self.counters.num_swaps += 1
@@ -273,8 +291,7 @@ class DiskTier:
 
     def poll(self, max_bytes: int) -> None:
         """Hear what the background has done, and insert up to about `max_bytes` of what came from disk."""
-        while not self._inbox.empty():
-            self._inbox.get()()
+        self._hear()
         for restore in list(self._restores):
             while restore.arrived and max_bytes > 0 and not restore.is_done:
                 record, packed = restore.arrived.popleft()
@@ -381,7 +398,8 @@ class DiskTier:
         try:
             found = packed if packed is not None else self._folder.read(record)
         except (DamagedBlock, OSError) as error:
-            detail = str(error)
+            # A file that is not there any more was evicted by another model of this process, or somebody deleted it.
+            detail = None if isinstance(error, FileNotFoundError) else str(error)
             restore.is_done = True
             self._inbox.put(lambda: self._lost(record, detail))
             return
@@ -440,9 +458,10 @@ class DiskTier:
         self.counters.num_evicted += len(records)
         self._forget(records)
 
-    def _lost(self, record: Record, detail: str) -> None:
-        log.warning("a block of the disk cache is passed over: %s", detail)
-        self.counters.num_damaged += 1
+    def _lost(self, record: Record, detail: str | None) -> None:
+        if detail is not None:
+            log.warning("a block of the disk cache is passed over: %s", detail)
+            self.counters.num_damaged += 1
         self._forget([record])
         self._writer.submit(lambda: self._discard(record))
 
@@ -452,27 +471,29 @@ class DiskTier:
         """Write the hottest prefixes that are not on disk yet, then stop; False if time ran out. MLX thread."""
         until = self._clock() + timeout_s
         self._is_paced = False
-        self._inbox_only()
+        self._hear()
         hottest = sorted(self.cache.nodes(), key=lambda n: (n.num_uses, n.last_used), reverse=True)
         for node in hottest:
             if not node.children or node.checkpoint is not None:
-                self._pending[node] = None
+                self._pending[node] = 0.0
         while self._pending and self.fault is None and self._clock() < until:
-            if not self.harvest(32 * MIB):
+            if not self.harvest(32 * MIB, is_idle=True):
                 self._writer.wait(0.05)
-            self._inbox_only()
+            self._hear()
         self._reader.close(0.0)
         self._writer.submit(self._folder.close)
         is_over = self._writer.close(max(0.0, until - self._clock()))
-        self._inbox_only()
+        self._hear()
         return is_over
 
-    def _inbox_only(self) -> None:
+    def _hear(self) -> None:
+        """Do what the background asked for."""
         while not self._inbox.empty():
             self._inbox.get()()
 
     def metrics(self) -> Mapping[str, object]:
-        """For `/health/diagnostics`."""
+        """For `/health/diagnostics`. MLX thread."""
+        self._hear()
         c = self.counters
         return {
             "disk_cache": {

@@ -79,7 +79,7 @@ class Engine:
     `before_plan` are called with the time before each plan and may change limits or cancel; `on_finished` are told of
     each ended sequence, `on_step` of each collected step that was not paused, with the seconds since the one before;
     `on_idle` when there is nothing to do, and say whether there now is; `on_sharing` hear before each step how many
-    rows the thread's other engines decode. `reports` add to `EngineStatus.extra`.
+    rows the thread's other engines decode. `on_stop` are called at the end. `reports` add to `EngineStatus.extra`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Engine:
         self.on_step: list[Callable[[StepPlan, float], None]] = []
         self.on_idle: list[Callable[[], bool]] = [scheduler.idle]
         self.on_sharing: list[Callable[[int], None]] = []
-        self.on_stop: list[Callable[[], None]] = []
+        self.on_stop: list[Callable[[], object]] = []
         self.reports: list[Callable[[], Mapping[str, object]]] = [runner.metrics]
 
     # ── what the inbox may ask ──────────────────────────────────────────────────────────────────────────────────
@@ -128,6 +128,14 @@ class Engine:
         for sequence in list(self.scheduler.all()):
             self.scheduler.finish(sequence, reason)
         self._flush()
+
+    def close(self) -> None:
+        """After the last request: let who asked for it put things in order. An error there stops nobody else."""
+        for callback in self.on_stop:
+            try:
+                callback()
+            except Exception:  # the process ends anyway
+                log.exception("a part of the engine did not stop in order")
 
     @property
     def has_work(self) -> bool:

@@ -171,7 +171,7 @@ class Scheduler:
         if self.tier is None:
             return False
         self.tier.poll(_DISK_BYTES_IDLE)
-        self.tier.harvest(_DISK_BYTES_A_STEP)
+        self.tier.harvest(_DISK_BYTES_A_STEP, is_idle=True)
         return self.tier.has_pending or self.tier.is_restoring
 
     def _serve_disk(self) -> None:

@@ -264,6 +264,7 @@ class EngineThread:
                         self._engine.cancel(request_id)
                     case Stop():
                         self._engine.cancel_all()
+                        self._engine.close()
                         self._end()
             except Exception as error:  # a fault of the loop itself
                 self._fail(error)
