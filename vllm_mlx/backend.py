@@ -138,7 +138,7 @@ class Backend:
             built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
             engines.append(
                 build_engine(
-                    loaded[0].model, built, publish, judge=oversight.judge, wake=lambda: thread.submit_job(_nothing)
+                    loaded[0].model, built, publish, judge=oversight.judge, wake=lambda: engine.submit_job(_nothing)
                 )
             )
             engines[0].on_idle.append(device.IdleRelease())
