@@ -159,6 +159,8 @@ def test_a_folder_that_is_deleted_while_it_is_used_is_a_fault_and_can_be_opened_
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises((DamagedBlock, OSError)):
         folder.read(record(1))
+    with pytest.raises(FolderFault, match="deleted"):
+        folder.put(record(2), packed(2))
     folder.close()
     assert folder.open("m") == [] and folder.num_blocks == 0
 

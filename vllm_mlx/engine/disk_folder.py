@@ -114,6 +114,15 @@ class BlockFolder:
             raise FolderFault(f"{self.path} is used by another server; give each server a folder of its own.") from None
         self._lock = handle
 
+    def _check_lock(self) -> None:
+        """A folder that was deleted, or moved away, is not ours any more even if another stands in its place."""
+        try:
+            is_ours = self._lock is not None and os.path.samestat(os.stat(self.path / "lock"), os.fstat(self._lock))
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            raise FolderFault(f"{self.path} was deleted or replaced while it was used.")
+
     def _open_index(self) -> sqlite3.Connection:
         file = self.path / "index.sqlite3"
         try:
@@ -150,6 +159,7 @@ class BlockFolder:
     def put(self, record: Record, packed: Packed) -> tuple[Record, list[Record]]:
         """Write a block; returns it with its size, and what had to go to make room for it."""
         with self._guard():
+            self._check_lock()
             self._forget(record.name)
             written = replace(record, nbytes=disk_blocks.write(self.path, record, packed))
             with self._index:
