@@ -7,6 +7,7 @@ build_app   the HTTP application around a `ServerContext`; two can live in one p
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__
-from vllm_mlx.api import capabilities, control, errors, gauges, health, openapi, pages, rerank
+from vllm_mlx.api import capabilities, control, dashboard, errors, gauges, health, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
 from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
@@ -31,6 +32,7 @@ from vllm_mlx.errors import SettingsError
 from vllm_mlx.fleet.backend import FleetBackend
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
 from vllm_mlx.observability import logs
+from vllm_mlx.observability.journal import ProblemHandler
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
 
 # The site map: explicit on purpose.
@@ -45,6 +47,7 @@ ROUTERS = (
     messages.router,
     capabilities.router,
     control.router,
+    dashboard.router,
     health.router,
     pages.router,
 )
@@ -70,7 +73,7 @@ def build_app(context: ServerContext) -> FastAPI:
     """The HTTP application around `context`."""
     server = context.settings.server
     # Outermost first. CORS is outside of authentication: a browser must be able to read a 401.
-    middleware = [Middleware(RequestScope, metrics=context.metrics)]
+    middleware = [Middleware(RequestScope, metrics=context.metrics, journal=context.journal)]
     if server.cors_origin:
         middleware.append(
             Middleware(
@@ -123,6 +126,7 @@ def serve(settings: Settings) -> int:
         responses=ResponseStore(server.response_store, max_responses=server.max_stored_responses),
     )
     context.metrics.add_gauges(lambda: gauges.read(context))
+    logging.getLogger("vllm_mlx").addHandler(ProblemHandler(context.journal))
     listener = bind(server)
     http = make_http_server(build_app(context), server)
     lifecycle = Lifecycle(

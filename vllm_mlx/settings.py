@@ -98,6 +98,9 @@ class ServerSettings:
     log_level: str = option(
         "info", "How much is logged.", "--log-level", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "Log lines for people or for machines.", "--log-format", choices=("text", "json"))
+    log_prompts: bool = option(
+        False, "Log the beginning of each prompt. Without it no text of prompts and answers is logged.",
+        "--log-prompts")
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,13 +196,13 @@ async def test_metrics_have_vllms_names_and_count_what_happened():
         await client.post(CHAT, json=chat_body(messages=[]))
         text = (await client.get("/metrics")).text
     for line in (
-        "vllm:num_requests_running 3.0",
-        "vllm:num_requests_waiting 2.0",
-        "vllm:kv_cache_usage_perc 0.25",
-        "vllm:generation_tokens_total 9.0",
-        "vllm:time_to_first_token_seconds_count 2.0",
-        "vllm:request_generation_tokens_sum 14.0",
-        'vllm:request_success_total{finished_reason="stop"} 2.0',
+        'vllm:num_requests_running{model_name="test/model"} 3.0',
+        'vllm:num_requests_waiting{model_name="test/model"} 2.0',
+        'vllm:kv_cache_usage_perc{model_name="test/model"} 0.25',
+        'vllm:generation_tokens_total{model_name="test/model"} 9.0',
+        'vllm:time_to_first_token_seconds_count{model_name="test/model"} 2.0',
+        'vllm:request_generation_tokens_sum{model_name="test/model"} 14.0',
+        'vllm:request_success_total{finished_reason="stop",model_name="test/model"} 2.0',
         'vllm_mlx:http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 2.0',
         'vllm_mlx:http_requests_total{method="POST",route="/v1/chat/completions",status="400"} 1.0',
     ):

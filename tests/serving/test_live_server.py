@@ -235,7 +235,8 @@ def test_a_running_request_is_seen_and_cancelled_by_its_id(server):
 
 def test_metrics_and_diagnostics_tell_of_what_happened(server):
     text = httpx.get(f"{server.url}/metrics").text
-    numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    samples = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    numbers = {name.partition("{")[0]: value for name, value in samples}
     assert float(numbers["vllm:generation_tokens_total"]) > 0 and float(numbers["vllm:num_requests_running"]) == 0
     assert float(numbers["vllm:time_to_first_token_seconds_count"]) > 0
     body = httpx.get(f"{server.url}/health/diagnostics").json()

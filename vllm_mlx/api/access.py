@@ -14,6 +14,7 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_mlx.api.errors import error_response, is_anthropic
+from vllm_mlx.observability.journal import Journal
 from vllm_mlx.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,10 @@ _QUIET_PATHS = frozenset({"/health", "/metrics"})
 class RequestScope:
     """Gives each HTTP request its id, and sees to it that each gets an answer in its protocol's shape."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, journal: Journal) -> None:
         self._app = app
         self._metrics = metrics
+        self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,13 +65,26 @@ class RequestScope:
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.http_answers.labels(method=scope["method"], route=route, status=str(status)).inc()
-        level = logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO
+        state = scope.get("state", {})
+        path, error = _printable(scope["path"]), state.get("error", "")
+        if status >= 400:
+            self._journal.add_problem(f"HTTP {status}: {scope['method']} {path}", error, request_id)
+        # A generation has a line of its own at its end (observability/journal.py), which says more.
+        is_quiet = scope["path"] in _QUIET_PATHS or scope["path"].startswith("/ui/") or (
+            state.get("is_generation") and status < 400
+        )
+        level = logging.DEBUG if is_quiet else logging.INFO
         if log.isEnabledFor(level):
-            client = scope.get("client") or ("-",)
+            client = (scope.get("client") or ("-",))[0]
+            fields = {"client": client, "method": scope["method"], "path": path, "status": status,
+                      "seconds": round(seconds, 4), "request_id": request_id}  # fmt: skip
+            if error:
+                fields["error"] = error
             log.log(
                 level,
-                "%s %s %s → %d in %.3fs (%s)",
-                client[0], scope["method"], _printable(scope["path"]), status, seconds, request_id,
+                "%s %s %s → %d in %.3fs (%s)%s",
+                client, scope["method"], path, status, seconds, request_id, f": {error}" if error else "",
+                extra=fields,
             )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from vllm_mlx.api.live import LiveRequest, LiveRequests
 from vllm_mlx.errors import DeadlineExceeded, EngineError, Unavailable
 from vllm_mlx.generation.events import Accepted, Finished, KeepAlive, Message, OutputEvent, collect
 from vllm_mlx.generation.request import GenerationRequest
-from vllm_mlx.observability.metrics import Metrics
+from vllm_mlx.observability.journal import Journal, RequestFacts
 
 Indexed = tuple[int, OutputEvent]
 
@@ -27,13 +27,13 @@ async def open_choices(
     *,
     live: LiveRequests,
     entry: LiveRequest,
-    metrics: Metrics,
+    journal: Journal,
 ) -> AsyncGenerator[Indexed, None]:
     """Start the generations. Returns when each has given its first event; raises the first error there was.
 
     The caller must iterate the result or `aclose()` it; both end what is still running.
     """
-    events = _tracked(service, requests, live, entry, metrics)
+    events = _tracked(service, requests, live, entry, journal)
     try:
         first = await anext(events)
     except BaseException:
@@ -54,23 +54,29 @@ async def _tracked(
     requests: Sequence[GenerationRequest],
     live: LiveRequests,
     entry: LiveRequest,
-    metrics: Metrics,
+    journal: Journal,
 ) -> AsyncGenerator[Indexed, None]:
     with live.track(entry):
-        timers = [metrics.start_request(entry.route) for _ in requests]
+        timers = [journal.start(_facts(entry, request)) for request in requests]
         source = _single(service.generate(requests[0])) if len(requests) == 1 else _merged(service, requests)
         try:
             async with aclosing(source):
                 async for index, event in source:
                     if type(event) is Finished:
-                        timers[index].finished(event.reason, event.usage)
+                        timers[index].finished(event.reason, event.usage, event.diagnostics, event.error)
                         _raise_failure(event, entry)
-                    elif not timers[index].has_first and type(event) not in _BEFORE_OUTPUT:
-                        timers[index].first_output()
+                    elif type(event) not in _BEFORE_OUTPUT:
+                        timers[index].output()
                     yield index, event
         finally:
             for timer in timers:
                 timer.close()
+
+
+def _facts(entry: LiveRequest, request: GenerationRequest) -> RequestFacts:
+    return RequestFacts(
+        request.id, entry.request_id, entry.route, entry.model, entry.client, entry.session, entry.is_stream
+    )
 
 
 def _raise_failure(event: Finished, entry: LiveRequest) -> None:

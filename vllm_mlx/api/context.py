@@ -21,6 +21,7 @@ from vllm_mlx.errors import Unavailable
 from vllm_mlx.generation.events import OutputEvent
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.request import GenerationRequest
+from vllm_mlx.observability.journal import Journal
 from vllm_mlx.observability.metrics import Metrics
 from vllm_mlx.settings import Settings
 
@@ -154,8 +155,13 @@ class ServerContext:
     failure: str | None = None
     live: LiveRequests = field(default_factory=LiveRequests)
     metrics: Metrics = field(default_factory=Metrics)
+    journal: Journal = field(default_factory=Journal)
     responses: ResponseStore = field(default_factory=ResponseStore)
     started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.journal.observers.append(self.metrics.observe)
+        self.journal.on_gap = self.metrics.inter_token.observe
 
     def require_service(self) -> Generation:
         """The generation service, or `Unavailable` saying why there is none."""

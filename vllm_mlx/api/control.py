@@ -28,10 +28,14 @@ GIB = 2**30
     description="Totals, memory, and every request that runs or waits, with its progress.",
 )
 async def status(context: Context) -> Response:
+    return json_response(describe_status(context))
+
+
+def describe_status(context: ServerContext) -> dict[str, Any]:
     engine = context.read_status()
     word, _ = liveness(context)
     memory = context.read_memory() if context.read_memory else {}
-    body = {
+    return {
         "status": {"healthy": "running", "unhealthy": "stopped"}.get(word, word),
         "model": context.model.id if context.model else None,
         "uptime_s": round(time.monotonic() - context.started, 3),
@@ -48,7 +52,6 @@ async def status(context: Context) -> Response:
         "runtime": {"active_concurrency": len(context.live), "peak_concurrency": context.live.peak},
         "requests": _requests(context, engine),
     }
-    return json_response(body)
 
 
 @router.get(

@@ -195,6 +195,7 @@ def is_rerank(path: str) -> bool:
 def error_response(scope: Scope, error: BaseException) -> Response:
     """The whole answer, in the shape of the path's protocol."""
     answer = describe(error)
+    scope.setdefault("state", {})["error"] = answer.message  # for the access line and the dashboard
     if is_anthropic(scope["path"]):
         body = answer.anthropic(request_id_of(scope))
     elif is_rerank(scope["path"]):

@@ -64,9 +64,13 @@ async def health(context: Context) -> Response:
     description="`status` is the worst of the checks: any fail is unhealthy, any warning degraded. Always 200.",
 )
 async def diagnostics(context: Context) -> Response:
+    return json_response(describe_diagnostics(context))
+
+
+def describe_diagnostics(context: ServerContext) -> dict[str, Any]:
     checks = {"engine": _engine_check(context), "version": _version_check(), **_more_checks(context)}
     statuses = {check["status"] for check in checks.values()}
-    body = {
+    return {
         "status": "unhealthy" if "fail" in statuses else "degraded" if "warning" in statuses else "healthy",
         "model": context.model.id if context.model else None,
         "checks": checks,
@@ -74,7 +78,6 @@ async def diagnostics(context: Context) -> Response:
         "notes": list(context.notes),
         "timestamp": datetime.now(UTC).isoformat(),
     }
-    return json_response(body)
 
 
 def check(status: str, detail: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,6 +20,8 @@ from vllm_mlx.api.sse import EventStream, Renderer, watch_client
 from vllm_mlx.errors import InvalidRequest, UnknownModel
 from vllm_mlx.generation.events import Message
 from vllm_mlx.generation.request import GenerationRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,21 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         snapshot=job.snapshot,
     )
     service = context.service_of(job.model.id)
-    return await open_choices(service, requests, live=context.live, entry=entry, metrics=context.metrics)
+    http.scope.setdefault("state", {})["is_generation"] = True
+    if context.settings.server.log_prompts:
+        for request in requests:
+            _log_prompt(request)
+    return await open_choices(service, requests, live=context.live, entry=entry, journal=context.journal)
+
+
+NUM_PROMPT_CHARS_LOGGED = 500
+
+
+def _log_prompt(request: GenerationRequest) -> None:
+    """Only where the operator asked for it."""
+    text = request.messages[-1].text if request.messages else request.prompt
+    shown = text[:NUM_PROMPT_CHARS_LOGGED] if isinstance(text, str) else f"{len(text or ())} token ids"
+    log.info("%s asks: %r", request.id, shown, extra={"id": request.id, "prompt": shown})
 
 
 def json_response(body: Any, status: int = 200) -> Response:

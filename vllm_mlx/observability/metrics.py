@@ -1,4 +1,4 @@
-"""Numbers for Prometheus, under vLLM's names where the meaning is equal, so that its dashboards work here.
+"""Numbers for Prometheus, under vLLM's names and labels where the meaning is equal, so that its dashboards work here.
 
 Each `Metrics` has a registry of its own: two servers in one process do not share counters. A leaf: it is told values
 and a function that reads gauges, and imports nothing of the server. Used on the asyncio thread.
@@ -6,13 +6,15 @@ and a function that reads gauges, and imports nothing of the server. Used on the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from vllm_mlx.observability.histogram import QuickHistogram
+from vllm_mlx.observability.journal import FinishedRequest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -21,29 +23,35 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2,
 _TOKENS = (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
-class FinishedUsage(Protocol):
-    """What is counted of a finished generation."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value as of now. A name that ends in `_total` is a counter, any other a gauge."""
 
-    @property
-    def num_prompt_tokens(self) -> int: ...
-    @property
-    def num_completion_tokens(self) -> int: ...
-    @property
-    def num_cached_tokens(self) -> int: ...
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class _Gauges(Collector):
-    """Values read when Prometheus asks; names ending in `_total` become counters."""
+    """Values read when Prometheus asks."""
 
-    def __init__(self, read: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        for name, (help_text, value) in self._read().items():
-            if name.endswith("_total"):
-                yield CounterMetricFamily(name.removesuffix("_total"), help_text, value=value)
-            else:
-                yield GaugeMetricFamily(name, help_text, value=value)
+        families: dict[str, Metric] = {}
+        for reading in self._read():
+            names = list(reading.labels)
+            if (family := families.get(reading.name)) is None:
+                is_counter = reading.name.endswith("_total")
+                family = families[reading.name] = (
+                    CounterMetricFamily(reading.name.removesuffix("_total"), reading.help, labels=names)
+                    if is_counter
+                    else GaugeMetricFamily(reading.name, reading.help, labels=names)
+                )
+            family.add_metric(list(reading.labels.values()), reading.value)  # type: ignore[attr-defined]
+        yield from families.values()
 
 
 class Metrics:
@@ -53,21 +61,34 @@ class Metrics:
         self.registry = CollectorRegistry()
 
         def histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, help_text, buckets=buckets, registry=self.registry)
+            return Histogram(name, help_text, ["model_name"], buckets=buckets, registry=self.registry)
 
         self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _SECONDS)
+        self.inter_token = QuickHistogram(
+            "vllm:inter_token_latency_seconds", "Between two pieces of a streamed answer.", "model_name", _TOKEN_SECONDS
+        )
+        self.registry.register(self.inter_token)
         self.time_per_output_token = histogram(
             "vllm:request_time_per_output_token_seconds", "Mean time per token after the first.", _TOKEN_SECONDS
         )
         self.latency = histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", _SECONDS)
+        self.queue_time = histogram("vllm:request_queue_time_seconds", "Waiting for a row or for memory.", _SECONDS)
+        self.prefill_time = histogram("vllm:request_prefill_time_seconds", "Admitted to first token.", _SECONDS)
+        self.decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _SECONDS)
         self.prompt_size = histogram("vllm:request_prompt_tokens", "Prompt tokens a request.", _TOKENS)
         self.completion_size = histogram("vllm:request_generation_tokens", "Completion tokens a request.", _TOKENS)
+        self.max_tokens = histogram("vllm:request_params_max_tokens", "Completion tokens a request may have.", _TOKENS)
+        self.cached_size = histogram("vllm_mlx:request_cached_tokens", "Prompt tokens from the prefix cache.", _TOKENS)
         self.successes = Counter(
             "vllm:request_success",
             "Generations that ended, by finish reason.",
-            ["finished_reason"],
+            ["model_name", "finished_reason"],
             registry=self.registry,
         )
+        self.reasoning_tokens = Counter(
+            "vllm_mlx:reasoning_tokens", "Completion tokens that were reasoning.", ["model_name"],
+            registry=self.registry,
+        )  # fmt: skip
         self.failures = Counter(
             "vllm_mlx:request_unfinished",
             "Generations that ended without a final event (errors, clients that left).",
@@ -94,52 +115,35 @@ class Metrics:
             registry=self.registry,
         )
 
-    def add_gauges(self, read: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
-        """`read` gives name → (help, value), at each scrape."""
+    def add_gauges(self, read: Callable[[], Iterable[Reading]]) -> None:
+        """`read` gives the values of now, at each scrape."""
         self.registry.register(_Gauges(read))
 
-    def start_request(self, route: str) -> RequestTimer:
-        return RequestTimer(self, route)
+    def observe(self, request: FinishedRequest) -> None:
+        """Count a finished generation."""
+        if request.reason == "unfinished":
+            self.failures.labels(route=request.facts.route).inc()
+            return
+        model = request.facts.model
+        first_s = request.total_s if request.ttft_s is None else request.ttft_s
+        self.time_to_first_token.labels(model).observe(first_s)
+        self.latency.labels(model).observe(request.total_s)
+        if (rate := request.tokens_per_second) is not None:
+            self.time_per_output_token.labels(model).observe(1 / rate)
+        for histogram, seconds in (
+            (self.queue_time, request.queue_s),
+            (self.prefill_time, request.prefill_s),
+            (self.decode_time, request.decode_s),
+            (self.max_tokens, request.max_tokens),
+        ):
+            if seconds is not None:
+                histogram.labels(model).observe(seconds)
+        self.prompt_size.labels(model).observe(request.num_prompt_tokens)
+        self.completion_size.labels(model).observe(request.num_completion_tokens)
+        self.cached_size.labels(model).observe(request.num_cached_tokens)
+        self.reasoning_tokens.labels(model).inc(request.num_reasoning_tokens)
+        self.successes.labels(model, request.reason).inc()
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
-
-
-class RequestTimer:
-    """Times one generation from its arrival. Told of its first output, its end, or (by `close`) that none came."""
-
-    __slots__ = ("_first", "_is_done", "_metrics", "_route", "_started")
-
-    def __init__(self, metrics: Metrics, route: str) -> None:
-        self._metrics = metrics
-        self._route = route
-        self._started = time.monotonic()
-        self._first: float | None = None
-        self._is_done = False
-
-    @property
-    def has_first(self) -> bool:
-        return self._first is not None
-
-    def first_output(self) -> None:
-        if self._first is None:
-            self._first = time.monotonic()
-
-    def finished(self, reason: str, usage: FinishedUsage) -> None:
-        metrics, now = self._metrics, time.monotonic()
-        self._is_done = True
-        first = self._first if self._first is not None else now
-        metrics.time_to_first_token.observe(first - self._started)
-        metrics.latency.observe(now - self._started)
-        if usage.num_completion_tokens > 1:
-            metrics.time_per_output_token.observe((now - first) / (usage.num_completion_tokens - 1))
-        metrics.prompt_size.observe(usage.num_prompt_tokens)
-        metrics.completion_size.observe(usage.num_completion_tokens)
-        metrics.successes.labels(finished_reason=reason).inc()
-
-    def close(self) -> None:
-        """The generation is over; without a final event it counts as unfinished."""
-        if not self._is_done:
-            self._is_done = True
-            self._metrics.failures.labels(route=self._route).inc()
