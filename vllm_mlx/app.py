@@ -24,7 +24,17 @@ from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.auth import Authentication
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.api.limits import BodyLimit, RateLimit
-from vllm_mlx.api.openai import chat, completions, embeddings, models, responses, schemas, tokenize
+from vllm_mlx.api.openai import (
+    chat,
+    completions,
+    embeddings,
+    models,
+    responses,
+    schemas,
+    speech,
+    tokenize,
+    transcriptions,
+)
 from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.api.openai.responses_schemas import InputTokensRequest, ResponsesRequest
 from vllm_mlx.backend import Backend, check_formats
@@ -44,6 +54,8 @@ ROUTERS = (
     tokenize.router,
     embeddings.router,
     rerank.router,
+    transcriptions.router,
+    speech.router,
     messages.router,
     capabilities.router,
     control.router,
@@ -62,6 +74,7 @@ WIRE_TYPES = (
     embeddings.EmbeddingRequest,
     rerank.RerankRequest,
     rerank.ScoreRequest,
+    speech.SpeechRequest,
     MessagesRequest,
     CountTokensRequest,
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_mlx.generation.encoding import EncodingService
 from vllm_mlx.generation.oneshot import BesideModel, BesideModels, OneShots
+from vllm_mlx.generation.speech import SpeechService, TranscriptionService
 from vllm_mlx.models.download import Bar, resolve
 from vllm_mlx.models.profile import read_profile
 from vllm_mlx.settings import Settings
@@ -32,7 +33,12 @@ def find(settings: Settings) -> list[Source]:
     """Fetch what the flags name; raises ModelLoadError, one sentence, for what cannot be served."""
     beside, model = settings.beside, settings.model
     sources = []
-    for task, name in (("embedding", beside.embedding_model), ("rerank", beside.rerank_model)):
+    for task, name in (
+        ("embedding", beside.embedding_model),
+        ("rerank", beside.rerank_model),
+        ("transcription", beside.stt_model),
+        ("speech", beside.tts_model),
+    ):
         if name is None:
             continue
         folder = resolve(
@@ -42,13 +48,29 @@ def find(settings: Settings) -> list[Source]:
             retries=model.download_retries,
             progress=Bar(name),
         )
-        sources.append(Source(task, name, folder, read_profile(folder).weights_bytes))
+        sources.append(Source(task, name, folder, _weights_bytes(task, folder)))
     return sources
+
+
+def _weights_bytes(task: str, folder: Path) -> int:
+    if task in ("embedding", "rerank"):
+        return read_profile(folder).weights_bytes
+    # The folders of audio models are as different as their makers.
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in (".safetensors", ".npz"))
 
 
 def load(source: Source, settings: Settings) -> Any:
     """The loaded model of a source. MLX thread."""
-    from vllm_mlx.models import encoder  # imports MLX
+    # These import MLX, and each a part of a library that only its users should wait for.
+    if source.task == "transcription":
+        from vllm_mlx.models.transcriber import load_transcriber
+
+        return load_transcriber(source.folder)
+    if source.task == "speech":
+        from vllm_mlx.models.speaker import load_speaker
+
+        return load_speaker(source.folder)
+    from vllm_mlx.models import encoder
 
     loaders = {"embedding": encoder.load_embedder, "rerank": encoder.load_reranker}
     model = settings.model
@@ -62,10 +84,17 @@ def services(settings: Settings, oneshots: OneShots, loaded: Sequence[tuple[Sour
 
 def _serve(settings: Settings, oneshots: OneShots, source: Source, model: Any) -> BesideModel:
     beside = settings.beside
-    service = EncodingService(
-        oneshots,
-        model,
-        max_length=beside.embedding_max_length if source.task == "embedding" else None,
-        refuses_overflow=source.task == "embedding" and beside.embedding_overflow_policy == "error",
-    )
+    service: Any
+    if source.task == "transcription":
+        service = TranscriptionService(oneshots, model)
+    elif source.task == "speech":
+        service = SpeechService(oneshots, model)
+    else:
+        is_embedding = source.task == "embedding"
+        service = EncodingService(
+            oneshots,
+            model,
+            max_length=beside.embedding_max_length if is_embedding else None,
+            refuses_overflow=is_embedding and beside.embedding_overflow_policy == "error",
+        )
     return BesideModel(source.id, source.task, service, model.nbytes)

@@ -362,6 +362,16 @@ class BesideSettings:
     rerank_model: str | None = option(
         None, "Model (cross-encoder or Qwen3-Reranker) that answers /v1/rerank and /v1/score.", "--rerank-model",
         metavar="MODEL")
+    stt_model: str | None = option(
+        None, "Speech-to-text model (Whisper and others of mlx-audio) for /v1/audio/transcriptions and translations.",
+        "--stt-model", metavar="MODEL")
+    tts_model: str | None = option(
+        None, "Text-to-speech model (Kokoro and others of mlx-audio) for /v1/audio/speech.", "--tts-model",
+        metavar="MODEL")
+    max_audio_upload_mb: float = option(
+        25.0, "Largest audio file that is transcribed, in MiB.", "--max-audio-upload-mb", above=0)
+    max_tts_input_chars: int = option(
+        4096, "Longest text that is spoken, in characters.", "--max-tts-input-chars", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from vllm_mlx.generation.admission import Admission
 from vllm_mlx.generation.encoding import EncodingService
 from vllm_mlx.generation.oneshot import BesideModel, BesideModels, OneShots
+from vllm_mlx.generation.speech import SpeechService, TranscriptionService
+from vllm_mlx.models.sound import Heard, Language, Segment, SpeakOptions, TranscribeOptions, Word
 from vllm_mlx.models.token_row import TokenRow
 
 
@@ -72,6 +75,56 @@ def make_oneshots(engine: Any = None, *, max_queue: int = 8, timeout_s: float = 
         timeout_s=timeout_s,
         stall_target_s=0.2,
     )
+
+
+@dataclass
+class ToneTranscriber:
+    """Hears one segment for each second of a clip, named by its number and the options."""
+
+    languages: dict[str, str] = field(default_factory=lambda: {"en": "english", "de": "german"})
+    can_translate: bool = True
+    has_words: bool = True
+    fails_after: int | None = None
+    closed: list[bool] = field(default_factory=list)
+
+    def start(self, audio: np.ndarray, options: TranscribeOptions, slice_s: float) -> Iterator[Heard]:
+        try:
+            if options.language is None:
+                yield Language("de")
+            for i in range(math.ceil(len(audio) / 16_000)):
+                yield None
+                if i == self.fails_after:
+                    raise RuntimeError("the device is gone")
+                words = (Word(f"second {i}", i, i + 0.5),) if options.has_words else ()
+                yield Segment(i, i + 0.9, f" second {i}", (i,), words=words)
+        finally:
+            self.closed.append(True)
+
+
+@dataclass
+class BeepSpeaker:
+    """Says each letter of a piece as ten samples."""
+
+    sample_rate: int = 24_000
+    voices: tuple[str, ...] = ("anna", "bruno")
+    error: Exception | None = None
+    said: list[tuple[str, SpeakOptions]] = field(default_factory=list)
+
+    def start(self, pieces: Sequence[str], options: SpeakOptions) -> Iterator[np.ndarray]:
+        for piece in pieces:
+            if self.error is not None and (self.said or not piece.startswith("ok")):
+                raise self.error
+            self.said.append((piece, options))
+            yield np.full(10 * len(piece), 0.5, np.float32)
+
+
+def audio(*, transcriber: Any = None, speaker: Any = None, oneshots: OneShots | None = None) -> dict:
+    """Fields of a `ServerContext` with audio models."""
+    oneshots = oneshots or make_oneshots()
+    hears = TranscriptionService(oneshots, transcriber or ToneTranscriber())
+    speaks = SpeechService(oneshots, speaker or BeepSpeaker())
+    models = [BesideModel("test/ears", "transcription", hears, 10), BesideModel("test/mouth", "speech", speaks, 10)]
+    return {"beside": BesideModels(models), "oneshots": oneshots}
 
 
 def beside(oneshots: OneShots | None = None, *, embedding: bool = True, rerank: bool = True, **options: Any) -> dict:

@@ -12,7 +12,9 @@ import openai
 import pytest
 
 from tests import tiny_encoders
+from tests.generation.test_audio_files import wav
 from tests.serving.process import ServerProcess, serving
+from tests.tiny_whisper import build_whisper
 
 GREEDY = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
 HI = [{"role": "user", "content": "Hi there"}]
@@ -23,7 +25,9 @@ def server(tiny_model, tmp_path_factory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("beside")
     embedder = tiny_encoders.build_embedder("bert", folder / "embedder")
     ranker = tiny_encoders.build_cross_encoder("bert", folder / "ranker")
-    flags = ["--embedding-model", str(embedder), "--rerank-model", str(ranker), "--repetition-policy", "off"]
+    whisper = build_whisper(folder / "whisper")
+    flags = ["--embedding-model", str(embedder), "--rerank-model", str(ranker), "--stt-model", str(whisper)]
+    flags += ["--repetition-policy", "off"]
     with serving(tiny_model("qwen3"), *flags, log=folder / "log") as running:
         yield running
         running.signal()
@@ -85,7 +89,28 @@ def test_a_stream_beside_many_embeddings_says_the_same_and_shares_the_thread(ser
     assert [len(a.json()["data"]) for a in answers] == [400] * 3
 
 
+def test_a_clip_is_heard_while_a_stream_goes_on(server):
+    body = {"model": "default", "messages": HI, **GREEDY}
+    alone = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    form = {"response_format": "verbose_json", "language": "en", "temperature": "0.5"}
+    answers: list[httpx.Response] = []
+
+    def hear() -> None:
+        files = {"file": ("clip.wav", wav(3.0, rate=44_100, channels=2))}
+        url = f"{server.url}/v1/audio/transcriptions"
+        answers.append(httpx.post(url, files=files, data=form, timeout=120))
+
+    hearing = threading.Thread(target=hear)
+    hearing.start()
+    beside = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    hearing.join()
+    assert beside["choices"] == alone["choices"]
+    told = answers[0].json()
+    assert told["duration"] == pytest.approx(3, abs=0.01) and told["language"] == "english"
+    assert told["segments"] and told["text"] == "".join(s["text"] for s in told["segments"]).strip()
+
+
 def test_status_and_announcement_name_them(server):
     assert "for embedding" in server.output and "for rerank" in server.output
     features = httpx.get(f"{server.url}/v1/capabilities").json()["features"]
-    assert features["embeddings"] and features["rerank"]
+    assert features["embeddings"] and features["rerank"] and features["transcription"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -17,6 +18,8 @@ from vllm_mlx.api.requests import caller_of
 from vllm_mlx.api.sse import watch_client
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.oneshot import BesideModel, OneShots
+
+T = TypeVar("T")
 
 
 def find_beside(context: ServerContext, task: str, name: str | None) -> BesideModel:
@@ -34,7 +37,9 @@ def require_oneshots(context: ServerContext) -> OneShots:
 
 
 @asynccontextmanager
-async def track(context: ServerContext, http: Request, model: BesideModel, route: str) -> AsyncIterator[str]:
+async def track(
+    context: ServerContext, http: Request, model: BesideModel, route: str, *, is_stream: bool = False
+) -> AsyncIterator[str]:
     """The request is live and timed inside the block, whose value is its id."""
     id = f"{route}-{uuid.uuid4().hex}"
     entry = LiveRequest(
@@ -42,7 +47,7 @@ async def track(context: ServerContext, http: Request, model: BesideModel, route
         request_id=request_id_of(http.scope) or id,
         route=route,
         model=model.id,
-        is_stream=False,
+        is_stream=is_stream,
         generation_ids=(),
         client=caller_of(http).name,
     )
@@ -61,3 +66,21 @@ async def beside_job(context: ServerContext, http: Request, model: BesideModel, 
         require_oneshots(context).admitted(),
     ):
         yield id
+
+
+async def open_stream(http: Request, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The events, once the first is there: an error before it has a status of its own."""
+    try:
+        async with watch_client(http.receive):
+            first = await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+    return _chain(first, events)
+
+
+async def _chain(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async with aclosing(rest):
+        yield first
+        async for item in rest:
+            yield item

@@ -36,7 +36,7 @@ def describe(context: ServerContext) -> dict[str, Any]:
             "image": "image" in modalities,
             "video": "video" in modalities,
             "audio_input": "audio" in modalities,
-            "audio_output": False,
+            "audio_output": False,  # of the chat model; speech has a model of its own
         },
         "features": {
             "streaming": True,
@@ -49,6 +49,8 @@ def describe(context: ServerContext) -> dict[str, Any]:
             "reasoning_configured": parsing.reasoning_parser != "none",
             "embeddings": context.beside.of_task("embedding") is not None,
             "rerank": context.beside.of_task("rerank") is not None,
+            "transcription": context.beside.of_task("transcription") is not None,
+            "speech": context.beside.of_task("speech") is not None,
             "mcp": False,
             "strict_model_id": server.strict_model_id,
             "prefix_cache": settings.cache.prefix_cache,

@@ -10,14 +10,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vllm_mlx.api.errors import ErrorAnswer, describe
 from vllm_mlx.errors import Cancelled, VllmMlxError
-from vllm_mlx.generation.events import OutputEvent
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +26,14 @@ STALL_TIMEOUT_S = 60.0
 """How long a client may read nothing before its request is cancelled."""
 
 
-class Renderer(Protocol):
+E = TypeVar("E")
+E_contra = TypeVar("E_contra", contravariant=True)
+
+
+class Renderer(Protocol[E_contra]):
     """Turns events into the bytes of one protocol's stream. Holds the state of one answer; never waits."""
 
-    def render(self, index: int, event: OutputEvent) -> bytes:
+    def render(self, index: int, event: E_contra) -> bytes:
         """Bytes for an event of choice `index`; empty when there is nothing to show yet."""
         ...
 
@@ -72,7 +75,7 @@ async def watch_client(receive: Receive) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[E]):
     """A streamed answer: `events` are rendered and sent as they come.
 
     `events` is already open: its first error was raised before this object was made, so the status is 200 here.
@@ -82,13 +85,15 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncGenerator[tuple[int, OutputEvent], None],
-        renderer: Renderer,
+        events: AsyncGenerator[tuple[int, E], None],
+        renderer: Renderer[E],
         *,
+        media_type: str | None = None,
         stall_timeout_s: float | None = None,
     ) -> None:
         # A proxy that buffers would turn a stream into one late block.
-        super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
+        headers = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._renderer = renderer

@@ -9,18 +9,21 @@ concurrent jobs take turns slice by slice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from vllm_mlx.errors import DeadlineExceeded, InvalidRequest, UnknownModel
 from vllm_mlx.generation.admission import Admission
 from vllm_mlx.generation.engine_port import EnginePort
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+_END: Any = object()
 
 SHARE_OF_GAP = 0.5
 """Of the gap between two tokens that is allowed, what a slice may take; the step itself needs the rest."""
@@ -28,6 +31,8 @@ SHARE_OF_GAP = 0.5
 FLAGS = {
     "embedding": "--embedding-model",
     "rerank": "--rerank-model",
+    "transcription": "--stt-model",
+    "speech": "--tts-model",
 }
 """Task → the flag that gives the server a model for it."""
 
@@ -115,6 +120,7 @@ class OneShots:
         self._admission = admission
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
+        self._closing: set[asyncio.Future[None]] = set()
         # One worker: a tokenizer is not to be used by two threads at once.
         self._workers: Executor = ThreadPoolExecutor(num_workers, "oneshot")
         self.slice_s = stall_target_s * SHARE_OF_GAP
@@ -140,9 +146,26 @@ class OneShots:
         async with self._turn:
             return await self._engine.call(timed)
 
+    async def iterate(self, start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """What an iterator gives that is made and lives on the MLX thread: each `next` is a slice. Closing ends it."""
+        iterator, _ = await self.slice(start)
+        try:
+            while (item := (await self.slice(lambda: next(iterator, _END)))[0]) is not _END:
+                yield cast(T, item)
+        finally:
+            # Not awaited: whoever leaves early does not wait for the slice that may still run.
+            closing = asyncio.ensure_future(self._engine.call(lambda: _close(iterator)))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+
     async def in_worker(self, job: Callable[[], T]) -> T:
         """Run `job`, which knows nothing of MLX, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, job)
+
+    def _closed(self, task: asyncio.Future[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("an iterator was not closed: %s", task.exception())  # the engine has stopped
 
     def start_drain(self) -> None:
         """From now on nothing new is admitted (shutdown)."""
@@ -150,3 +173,8 @@ class OneShots:
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    if isinstance(iterator, Generator):
+        iterator.close()
