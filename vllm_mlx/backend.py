@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 # activations, media and everybody else on the machine.
 KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
+MIN_ACTIVATION_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Backend:
             # Before the memory that is left is shared out.
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
             options.append(engine_options(settings, device.free_bytes(), memory_bytes))
+            device.bound_cache(options[0].activation_bytes)
             built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
             engines.append(
                 build_engine(
@@ -279,6 +281,8 @@ def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None
     return EngineOptions(
         memory_bytes=memory_bytes,
         prefix_cache_bytes=prefix_cache_bytes,
+        # What rows and prefixes leave is halved between activations and buffers kept for reuse.
+        activation_bytes=max(MIN_ACTIVATION_BYTES, int(memory_bytes / KV_SHARE * (1 - KV_SHARE) / 2)),
         max_rows=batch.max_num_seqs,
         max_tokens_per_step=batch.max_batch_tokens,
         prefill_step=batch.prefill_step_size,

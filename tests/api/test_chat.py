@@ -253,9 +253,12 @@ async def test_text_format_asks_for_no_shape():
 
 
 async def test_keep_alives_are_comments_that_clients_skip():
-    service = FakeGeneration(lambda r: [KeepAlive("prefill"), ParserNote("x"), *says("a")])
+    service = FakeGeneration(
+        lambda r: [KeepAlive("waiting", 9, 0, 2, 3.2), KeepAlive("prefill", 9, 4), ParserNote("x"), *says("a")]
+    )
     response = await ask(service, chat_body(stream=True))
-    assert response.text.startswith(": keep-alive\n\ndata: ")
+    comments = ": keep-alive waiting, 2 ahead, about 3 s\n\n: keep-alive prefill, 4 of 9 tokens\n\n"
+    assert response.text.startswith(comments + "data: ")
     assert len(sse_payloads(response.text)) == 3
 
 

@@ -42,6 +42,8 @@ def events_of(text: str) -> list[dict[str, Any]]:
     """The data of each event, whose name must be the data's type."""
     found = []
     for block in text.strip().split("\n\n"):
+        if block.startswith(":"):
+            continue  # a comment, which clients skip
         name, data = block.split("\n")
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"

@@ -113,6 +113,10 @@ def cache_stats(engine: EngineStatus) -> dict[str, Any]:
         "num_cached_tokens": engine.num_cached_tokens,
         "num_prompt_tokens": engine.num_prompt_tokens,
         "num_evictions": engine.num_evictions,
+        "num_diverged": engine.num_prefix_diverged,
+        "num_without_checkpoint": engine.num_without_checkpoint,
+        "kv_held_ratio": engine.extra.get("kv_waste_ratio"),
+        "disk": engine.extra.get("disk_cache"),
     }
 
 
@@ -148,6 +152,7 @@ def _describe(request: LiveRequest, generation_id: str, progress: Progress | Non
         "status": "waiting" if progress.queue_position is not None else "running",
         "phase": progress.phase,
         "queue_position": progress.queue_position,
+        "predicted_wait_s": round(progress.predicted_wait_s, 2) if progress.predicted_wait_s is not None else None,
         "prompt_tokens": progress.num_prompt_tokens,
         "computed_tokens": progress.num_computed_tokens,
         "completion_tokens": progress.num_completion_tokens,

@@ -15,7 +15,7 @@ LEVELS = {"normal": 0, "elevated": 1, "critical": 2}
 def read(context: ServerContext) -> Iterator[Reading]:
     """The values of now. With several models, what the engines share is summed under the model name `all`."""
     model = "" if context.model is None else context.model.id if context.models is None else "all"
-    for name, help_text, value in (*_engine(context), *_memory(context), *_guards(context)):
+    for name, help_text, value in (*_engine(context), *_cache(context), *_memory(context), *_guards(context)):
         if value is not None:
             yield Reading(name, help_text, float(value), {"model_name": model} if name.startswith("vllm:") else {})
     yield Reading("vllm_mlx:info", "What serves.", 1.0, {"version": __version__, "model_name": model})
@@ -55,6 +55,32 @@ def _engine(context: ServerContext) -> Iterator[Row]:
     yield "vllm_mlx:prefix_cache_miss_requests_total", "Requests that found none.", status.num_prefix_misses
     yield "vllm_mlx:prefix_cache_evictions_total", "Evictions from the prefix cache.", status.num_evictions
     yield "vllm_mlx:http_requests_live", "Generation requests being answered.", len(context.live)
+
+
+def _cache(context: ServerContext) -> Iterator[Row]:
+    """Why prompts missed, what rows hold, and the disk tier where there is one."""
+    status = context.read_status()
+    held, disk = status.extra.get("kv_held_bytes"), status.extra.get("disk_cache")
+    yield (
+        "vllm_mlx:prefix_cache_diverged_total",
+        "Prompts that left the cached path before their end.",
+        status.num_prefix_diverged,
+    )
+    yield (
+        "vllm_mlx:prefix_cache_without_checkpoint_total",
+        "Prompts that matched further than the nearest whole-state checkpoint.",
+        status.num_without_checkpoint,
+    )
+    yield "vllm_mlx:kv_held_bytes", "Bytes that rows hold for vllm_mlx:kv_bytes of tokens.", held
+    if not isinstance(disk, Mapping):
+        return
+    yield "vllm_mlx:disk_cache_usable", "1 while the folder can be written.", disk["fault"] is None
+    yield "vllm_mlx:disk_cache_bytes", "Bytes of the disk cache's folder.", disk["bytes"]
+    yield "vllm_mlx:disk_cache_blocks", "Blocks in it.", disk["num_blocks"]
+    yield "vllm_mlx:disk_cache_restored_tokens_total", "Tokens read, not computed.", disk["num_restored_tokens"]
+    yield "vllm_mlx:disk_cache_written_bytes_total", "Bytes written.", disk["written_bytes"]
+    yield "vllm_mlx:disk_cache_damaged_total", "Damaged blocks passed over.", disk["num_damaged"]
+    yield "vllm_mlx:disk_cache_swaps_total", "Preempted sequences whose KV was written.", disk["num_swaps"]
 
 
 def _memory(context: ServerContext) -> Iterator[Row]:

@@ -17,6 +17,8 @@ from vllm_mlx.api.context import Directory, ServedModel, ServerContext
 from vllm_mlx.api.errors import HttpError, request_id_of
 from vllm_mlx.api.live import LiveRequest
 from vllm_mlx.api.sse import EventStream, Renderer, watch_client
+from vllm_mlx.api.wire import PRIORITIES
+from vllm_mlx.engine.request import BACKGROUND
 from vllm_mlx.errors import InvalidRequest, UnknownModel
 from vllm_mlx.generation.events import Message
 from vllm_mlx.generation.request import GenerationRequest
@@ -76,8 +78,24 @@ def _find_among(context: ServerContext, models: Directory, name: str | None) -> 
     raise UnknownModel(f"{wrong}; it serves {ids}.", param="model", code="model_not_found")
 
 
-BACKGROUND_PRIORITY = 100
-"""Lower runs first; a request that says nothing has 0."""
+PRIORITY_HEADER = "x-priority"
+
+
+def priority_of(http: Request) -> int | None:
+    """What the header says of the request's priority; a field of the body wins over it."""
+    value = http.headers.get(PRIORITY_HEADER)
+    if value is None:
+        return None
+    name = value.strip().lower()
+    if name in PRIORITIES:
+        return PRIORITIES[name]
+    if name.removeprefix("-").isdecimal() and len(name) < 10:
+        return int(name)
+    raise InvalidRequest(
+        f"The {PRIORITY_HEADER} header is 'interactive', 'background' or a whole number, not {value[:40]!r}.",
+        param=PRIORITY_HEADER,
+        code="invalid_value",
+    )
 
 
 def is_background(context: ServerContext, name: str | None) -> bool:
@@ -160,8 +178,11 @@ async def run_whole(context: ServerContext, http: Request, job: Job) -> list[Mes
 async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGenerator[Indexed, None]:
     """The job's events; iterate them or close them."""
     requests = job.requests
-    if is_background(context, job.asked_model):
-        requests = [replace(r, priority=r.priority or BACKGROUND_PRIORITY) for r in requests]
+    priority = priority_of(http)
+    if priority is None and is_background(context, job.asked_model):
+        priority = BACKGROUND
+    if priority is not None:
+        requests = [replace(r, priority=r.priority or priority) for r in requests]
     entry = LiveRequest(
         id=job.id,
         request_id=request_id_of(http.scope) or job.id,

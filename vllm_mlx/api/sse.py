@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from vllm_mlx.api.errors import ErrorAnswer, describe
 from vllm_mlx.errors import Cancelled, VllmMlxError
+from vllm_mlx.generation.events import KeepAlive
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 STALL_TIMEOUT_S = 60.0
 """How long a client may read nothing before its request is cancelled."""
@@ -28,6 +28,18 @@ STALL_TIMEOUT_S = 60.0
 
 E = TypeVar("E")
 E_contra = TypeVar("E_contra", contravariant=True)
+
+
+def keep_alive(event: KeepAlive) -> bytes:
+    """A comment, which clients skip and people read: what the request waits for, and for how long."""
+    facts = ""
+    if event.queue_position is not None:
+        facts = f" waiting, {event.queue_position} ahead"
+        if event.predicted_wait_s is not None:
+            facts += f", about {event.predicted_wait_s:.0f} s"
+    elif event.phase == "prefill" and event.num_prompt_tokens:
+        facts = f" prefill, {event.num_computed_tokens} of {event.num_prompt_tokens} tokens"
+    return f": keep-alive{facts}\n\n".encode()
 
 
 class Renderer(Protocol[E_contra]):

@@ -19,6 +19,7 @@ from vllm_mlx.engine.runner import ModelRunner
 from vllm_mlx.engine.scheduler import Limits, Scheduler
 from vllm_mlx.engine.sequence import Sequence
 from vllm_mlx.errors import SettingsError
+from vllm_mlx.models.activations import read_activation_cost
 from vllm_mlx.models.base import LanguageModel
 
 MIN_KV_BYTES = 64 << 20
@@ -41,11 +42,13 @@ class EngineOptions:
     """Plain values out of the settings.
 
     `memory_bytes` is what rows and prefix cache together may take (weights are not in it); `prefix_cache_bytes` is the
-    part of it that finished prefixes may keep, 0 for no prefix cache.
+    part of it that finished prefixes may keep, 0 for no prefix cache. `activation_bytes` is what computing a prompt
+    chunk may take beside both: chunks are no larger.
     """
 
     memory_bytes: int
     prefix_cache_bytes: int
+    activation_bytes: int = 1 << 30
     max_rows: int = 256
     max_tokens_per_step: int = 2048
     prefill_step: int = 512
@@ -99,8 +102,13 @@ def build_engine(
             budget_bytes=min(options.prefix_cache_bytes, options.memory_bytes),
             needs_checkpoint=runner.needs_checkpoint,
         )
+    value_bytes = 4 if model.profile.dtype == "float32" else 2
+    activations = read_activation_cost(model.profile.path, value_bytes=value_bytes)
     sizer = StallBoundedChunk(
-        options.stall_target_s, max(options.prefill_step, options.block_size), options.block_size
+        options.stall_target_s,
+        max(options.prefill_step, options.block_size),
+        options.block_size,
+        lambda context: activations.tokens_within(options.activation_bytes, context),
     )
     tier = _disk_tier(cache, options.disk, wake) if cache is not None and options.disk is not None else None
     scheduler = Scheduler(

@@ -7,6 +7,7 @@ blocks. With nobody decoding, nobody waits, and chunks are as large as allowed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_mlx.engine.step import StepPlan
@@ -20,18 +21,24 @@ _UNKNOWN_COST_BLOCKS = 8
 class StallBoundedChunk:
     """`target_s`: longest gap between a running stream's tokens that a chunk may cause.
 
+    `most_in_memory` gives the largest chunk at a depth whose activations fit the memory kept for them.
     `num_decoding_elsewhere`: rows of other engines on the same thread, which wait for this engine's steps too.
     """
 
     target_s: float
     max_tokens: int
     block_size: int
+    most_in_memory: Callable[[int], int] = lambda context: 1 << 30
     num_decoding_elsewhere: int = 0
     decode_s: float = 0.0
     seconds_per_token: float | None = None
 
     def limit(self, num_decoding: int, context: int) -> int:
         """Prompt tokens the next step may compute; a whole number of blocks, at least one."""
+        fitting = self.most_in_memory(context) // self.block_size * self.block_size
+        return max(self.block_size, min(self._within_target(num_decoding), fitting))
+
+    def _within_target(self, num_decoding: int) -> int:
         if not num_decoding and not self.num_decoding_elsewhere:
             return self.max_tokens
         if self.seconds_per_token is None:

@@ -272,23 +272,32 @@ class Engine:
             num_prefix_misses=stats.num_misses if stats else 0,
             num_cached_tokens=stats.num_cached_tokens if stats else 0,
             num_evictions=stats.num_evictions if stats else 0,
+            num_prefix_diverged=stats.num_diverged if stats else 0,
+            num_without_checkpoint=stats.num_without_checkpoint if stats else 0,
             num_prompt_tokens=counters.num_prompt_tokens,
             num_completion_tokens=counters.num_completion_tokens,
             num_preemptions=counters.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
-            requests=tuple(_progress(scheduler.running.values(), scheduler.queue())),
+            requests=tuple(
+                _progress(scheduler.running.values(), scheduler.queue(), scheduler.queue_clock.predicted_wait_s)
+            ),
             extra={name: value for report in self.reports for name, value in report().items()},
         )
 
 
-def _progress(running: Iterable[Sequence], waiting: Iterable[Sequence]) -> Iterable[Progress]:
+def _progress(
+    running: Iterable[Sequence], waiting: Iterable[Sequence], predict: Callable[[int], float | None]
+) -> Iterable[Progress]:
     for sequence in running:
         yield _describe(sequence, "prefill" if sequence.is_prefilling else "decode", None)
     for position, sequence in enumerate(waiting):
-        yield _describe(sequence, "waiting", position)
+        phase = "waiting" if sequence.restore is None else "restore"
+        yield _describe(sequence, phase, position, predict(position))
 
 
-def _describe(sequence: Sequence, phase: str, queue_position: int | None) -> Progress:
+def _describe(
+    sequence: Sequence, phase: str, queue_position: int | None, predicted_wait_s: float | None = None
+) -> Progress:
     return Progress(
         sequence.id,
         phase,
@@ -300,6 +309,7 @@ def _describe(sequence: Sequence, phase: str, queue_position: int | None) -> Pro
         sequence.arrived,
         sequence.first_token,
         sequence.cache_report.num_cached_tokens if sequence.cache_report else 0,
+        predicted_wait_s,
     )
 
 

@@ -106,6 +106,8 @@ class CacheCounters:
     num_misses: int = 0
     num_cached_tokens: int = 0
     num_evictions: int = 0
+    num_diverged: int = 0
+    num_without_checkpoint: int = 0
 
 
 class PrefixCache:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vllm_mlx.engine.request import INTERACTIVE
 from vllm_mlx.engine.sequence import Sequence
 
-INTERACTIVE, BACKGROUND = 0, 10
 # Two callers' shares differ when one had this factor more; below the first, all are equal.
 _SHARE_TOKENS = 4096
 
@@ -41,6 +41,24 @@ class QueuePolicy(Protocol):
     def served(self, sequence: Sequence, num_tokens: int, now: float) -> None:
         """Tokens were computed for the sequence's caller."""
         ...
+
+
+@dataclass
+class QueueClock:
+    """Learns how often somebody leaves the queue while it is not empty, and so how long a place in it will take."""
+
+    interval_s: float | None = None
+    _last: float | None = None
+
+    def admitted(self, now: float, *, is_queue_empty: bool) -> None:
+        if self._last is not None:
+            known, seen = self.interval_s, now - self._last
+            self.interval_s = seen if known is None else known + 0.2 * (seen - known)
+        self._last = None if is_queue_empty else now
+
+    def predicted_wait_s(self, position: int) -> float | None:
+        """Seconds until the sequence at this place (0 is next) is admitted; None while nothing is known."""
+        return None if self.interval_s is None else (position + 1) * self.interval_s
 
 
 @dataclass

@@ -120,6 +120,10 @@ class ThinkingBudget:
     starts_open: bool = False
 
 
+INTERACTIVE, BACKGROUND = 0, 100
+"""Priorities: lower is served first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One completion to generate.

@@ -20,7 +20,7 @@ from vllm_mlx.engine.ports import FixedChunk as FixedChunk
 from vllm_mlx.engine.ports import KVStore as KVStore
 from vllm_mlx.engine.ports import Limits as Limits
 from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, common_prefix
-from vllm_mlx.engine.queue_policy import FairPolicy, QueuePolicy
+from vllm_mlx.engine.queue_policy import FairPolicy, QueueClock, QueuePolicy
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
 from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, StepResult
@@ -69,6 +69,7 @@ class Scheduler:
         self.cache = cache
         self.limits = limits
         self.counters = SchedulerCounters()
+        self.queue_clock = QueueClock()
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self._max_tokens_per_step = max_tokens_per_step
@@ -256,8 +257,8 @@ class Scheduler:
         return sequence.checkpoints
 
     def _deepest_prefill(self) -> int:
-        """Context depth of the prefill that comes next: deeper chunks cost more."""
-        return next((s.num_computed for s in self.running.values() if s.is_prefilling), 0)
+        """Context depth of the deepest prefill: deeper chunks cost more time and more memory."""
+        return max((s.num_computed for s in self.running.values() if s.is_prefilling), default=0)
 
     # ── admission and memory ────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,6 +296,7 @@ class Scheduler:
             self.cache.count_use(lease)
         num_cached = lease.num_tokens if lease else 0
         del self.waiting[sequence.id]
+        self.queue_clock.admitted(now, is_queue_empty=not self.waiting)
         self.running[sequence.id] = sequence
         sequence.move(Status.RUNNING)
         sequence.lease = lease
@@ -305,8 +307,17 @@ class Scheduler:
         if sequence.admitted is None:
             sequence.admitted = now
             sequence.cache_report = _report(sequence, lease)
+            self._count_reason(sequence, lease)
         self.store.open(sequence, lease)
         return sequence
+
+    def _count_reason(self, sequence: Sequence, lease: Lease | None) -> None:
+        """Why prompts had to compute more than their last token, for the metrics."""
+        if self.cache is not None and lease is not None:
+            if lease.reason is not None:
+                self.cache.counters.num_without_checkpoint += 1
+            elif lease.num_matched < len(sequence.tokens) - 1:
+                self.cache.counters.num_diverged += 1
 
     def _grant_wish(self) -> None:
         """Preempt the running sequence of the lowest rank for one that found no room, if the policy finds it worth it.

@@ -88,6 +88,7 @@ class Progress:
     arrived: float = 0.0
     first_token: float | None = None
     num_cached_tokens: int = 0
+    predicted_wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,8 @@ class EngineStatus:
     num_completion_tokens: int = 0
     num_preemptions: int = 0
     num_evictions: int = 0
+    num_prefix_diverged: int = 0
+    num_without_checkpoint: int = 0
     num_failed_steps: int = 0
     requests: tuple[Progress, ...] = ()
     extra: dict[str, object] = field(default_factory=dict)

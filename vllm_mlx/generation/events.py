@@ -55,6 +55,7 @@ class KeepAlive:
     num_prompt_tokens: int = 0
     num_computed_tokens: int = 0
     queue_position: int | None = None
+    predicted_wait_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

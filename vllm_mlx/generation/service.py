@@ -298,6 +298,7 @@ class GenerationService:
             ignore_eos=request.sampling.ignore_eos,
             deadline=deadline,
             priority=request.priority,
+            client=request.client,
             namespace=request.namespace,
             make_constraint=reading.make_constraint,
             thinking=reading.thinking,
@@ -378,7 +379,11 @@ class GenerationService:
         for progress in self._engine.status.requests:
             if progress.request_id == request.id:
                 return KeepAlive(
-                    progress.phase, progress.num_prompt_tokens, progress.num_computed_tokens, progress.queue_position
+                    progress.phase,
+                    progress.num_prompt_tokens,
+                    progress.num_computed_tokens,
+                    progress.queue_position,
+                    progress.predicted_wait_s,
                 )
         return KeepAlive("waiting", len(request.prompt))
 

@@ -50,6 +50,11 @@ def capacity_bytes() -> int:
     return available_memory_bytes(mx.device_info(), has_gpu=_backend() != "cpu")
 
 
+def bound_cache(num_bytes: int) -> None:
+    """MLX keeps at most so many bytes of freed buffers for reuse; by default it may keep all there is. MLX thread."""
+    mx.set_cache_limit(num_bytes)
+
+
 def release_cached() -> None:
     """Give freed memory back to the system: MLX's cache of buffers, and what the C library keeps. MLX thread.
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.sse import keep_alive
 from vllm_mlx.generation.events import Accepted, Finished, GenerationUsage, KeepAlive, OutputEvent
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
 
@@ -135,7 +136,7 @@ class MessageRenderer:
             case Accepted():
                 return self._message_start(event_) + PING
             case KeepAlive():
-                return PING
+                return keep_alive(event_) + PING
             case Finished():
                 return self._finish(event_)
         return b""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import WireModel
+from vllm_mlx.api.wire import Priority, WireModel
 
 
 def _form(value: Any) -> str:
@@ -277,7 +277,7 @@ class MessagesRequest(PromptFields):
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     include_diagnostics: bool | None = None
     diagnostics_level: Literal["basic", "deep"] | None = None
     repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -28,7 +28,7 @@ from vllm_mlx.api.requests import (
     run_stream,
     run_whole,
 )
-from vllm_mlx.api.sse import DONE, KEEP_ALIVE
+from vllm_mlx.api.sse import DONE, keep_alive
 from vllm_mlx.generation.events import (
     Accepted,
     Finished,
@@ -211,7 +211,7 @@ class CompletionRenderer:
             case LogprobsDelta() if self._body.max_tokens != 0:
                 self._logprobs[index].extend(event.entries)
             case KeepAlive():
-                return KEEP_ALIVE
+                return keep_alive(event)
             case Finished():
                 return self._finish(index, event)
         return b""

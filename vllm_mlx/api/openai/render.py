@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from vllm_mlx.api.errors import ErrorAnswer
-from vllm_mlx.api.sse import DONE, KEEP_ALIVE
+from vllm_mlx.api.sse import DONE, keep_alive
 from vllm_mlx.generation.events import (
     Finished,
     KeepAlive,
@@ -230,7 +230,7 @@ class ChatRenderer:
             case LogprobsDelta(is_prompt=False):
                 self._logprobs[index].extend(event.entries)
             case KeepAlive():
-                return KEEP_ALIVE
+                return keep_alive(event)
             case Finished():
                 return self._finish(index, event)
         return b""

@@ -15,7 +15,7 @@ import orjson
 from vllm_mlx.api.errors import ErrorAnswer
 from vllm_mlx.api.openai.render import diagnostics_of, stop_fields
 from vllm_mlx.api.openai.responses_convert import ToolName, seal
-from vllm_mlx.api.sse import KEEP_ALIVE
+from vllm_mlx.api.sse import keep_alive
 from vllm_mlx.generation.events import Accepted, Finished, GenerationUsage, KeepAlive, OutputEvent
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
 
@@ -86,7 +86,7 @@ class ResponseRenderer:
                     "response.in_progress", response=self.response
                 )
             case KeepAlive():
-                return KEEP_ALIVE
+                return keep_alive(event)
             case Finished():
                 return self._finish(event)
         return b""

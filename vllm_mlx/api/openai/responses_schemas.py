@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import WireModel
+from vllm_mlx.api.wire import Priority, WireModel
 
 
 def _form(value: Any) -> str:
@@ -361,7 +361,7 @@ class ResponsesRequest(PromptFields):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     include_diagnostics: bool | None = None
     diagnostics_level: Literal["basic", "deep"] | None = None
     repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import WireModel
+from vllm_mlx.api.wire import Priority, WireModel
 
 
 def _form(value: Any) -> str:
@@ -293,7 +293,7 @@ class SamplingFields(WireModel):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     user: str | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str | None = None
     include_diagnostics: bool | None = None
