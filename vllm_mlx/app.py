@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__
-from vllm_mlx.api import capabilities, control, dashboard, errors, gauges, health, openapi, pages, rerank
+from vllm_mlx.api import adapters, capabilities, control, dashboard, errors, gauges, health, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
 from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
@@ -51,6 +51,7 @@ ROUTERS = (
     completions.router,
     responses.router,
     models.router,
+    adapters.router,
     tokenize.router,
     embeddings.router,
     rerank.router,
@@ -71,6 +72,8 @@ WIRE_TYPES = (
     InputTokensRequest,
     schemas.TokenizeRequest,
     schemas.DetokenizeRequest,
+    adapters.LoadAdapter,
+    adapters.UnloadAdapter,
     embeddings.EmbeddingRequest,
     rerank.RerankRequest,
     rerank.ScoreRequest,

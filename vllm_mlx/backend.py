@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from vllm_mlx import __version__, beside, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
+from vllm_mlx.generation.adapters import Adapter, AdapterRegistry
+from vllm_mlx.generation.adapters import describe as describe_adapter
 from vllm_mlx.generation.admission import Admission
 from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.media import MediaLoader
@@ -53,22 +55,29 @@ class ModelFiles:
     folder: Path
     profile: ModelProfile
     beside: Sequence[beside.Source] = ()
+    adapters: Sequence[Adapter] = ()
 
     @classmethod
     def fetch(cls, settings: Settings) -> ModelFiles:
         """Find or download the model. What can be known without MLX comes first: a wrong name should fail at once."""
         model = settings.model
-        folder = resolve(
-            model.model,
-            offline=model.offline,
-            revision=model.revision,
-            timeout_s=model.download_timeout,
-            retries=model.download_retries,
-            progress=Bar(model.model),
-        )
+
+        def find(name: str, revision: str | None = None) -> Path:
+            return resolve(
+                name,
+                offline=model.offline,
+                revision=revision,
+                timeout_s=model.download_timeout,
+                retries=model.download_retries,
+                progress=Bar(name),
+            )
+
+        folder = find(model.model, model.revision)
         profile = read_profile(folder)
         settings, notes = settings.resolve(profile)
-        return cls(name_formats(settings, profile), notes, folder, profile, beside.find(settings))
+        named = (adapter.partition("=") for adapter in model.adapter)
+        adapters = [describe_adapter(name.strip(), find(path.strip())) for name, _, path in named]
+        return cls(name_formats(settings, profile), notes, folder, profile, beside.find(settings), adapters)
 
 
 @dataclass
@@ -86,6 +95,7 @@ class Backend:
     device: str
     memory_bytes: int
     prefix_cache: PrefixCache | None
+    adapters: AdapterRegistry
     oneshots: OneShots
     beside: BesideModels
 
@@ -102,9 +112,10 @@ class Backend:
         thread: MlxThread | None = None,
         memory_bytes: int | None = None,
         unpack_limit_bytes: int | None = None,
+        adapters: AdapterRegistry | None = None,
     ) -> Backend:
         """Load a model whose files are here. `thread` is shared with other models, `memory_bytes` what rows and prefix
-        cache may take; both are this model's alone when not given."""
+        cache may take, `adapters` outlive it; all three are this model's alone when not given."""
         settings, folder, profile, model = files.settings, files.folder, files.profile, files.settings.model
         blas_report = load_blas(settings)
         # After the BLAS: these import MLX.
@@ -123,6 +134,8 @@ class Backend:
         engines: list[Engine] = []
         loaded_beside: list[tuple[beside.Source, Any]] = []
 
+        adapters = adapters or AdapterRegistry()
+
         def build(publish: Publish) -> Engine:
             loaded.append(
                 loader.load(
@@ -133,7 +146,9 @@ class Backend:
                     unpack_limit_bytes=unpack_limit_bytes,
                 )
             )
-            # Before the memory that is left is shared out.
+            # All weights before the memory that is left is shared out.
+            for adapter in files.adapters:
+                adapter.facts = loaded[0].model.adapters.load(adapter.key, adapter.path)
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
             options.append(engine_options(settings, device.free_bytes(), memory_bytes))
             device.bound_cache(options[0].activation_bytes)
@@ -148,6 +163,8 @@ class Backend:
 
         engine = EngineThread(build, thread)
         engine.start().result()
+        adapters.begin_with(files.adapters)
+        adapters.attach(loaded[0].model.adapters, engine.submit_job)
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
         )
@@ -163,6 +180,7 @@ class Backend:
             agents=settings.agents,
             media=media_loader(settings) if loaded[0].media is not None else None,
             expander=loaded[0].media,
+            adapters=adapters,
             grammar=GrammarCompiler.for_tokenizer(
                 loaded[0].tokenizer,
                 vocab_size=loaded[0].profile.vocab_size,
@@ -188,6 +206,7 @@ class Backend:
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
             prefix_cache=engines[0].scheduler.cache,
+            adapters=adapters,
             oneshots=oneshots,
             beside=beside.services(settings, oneshots, loaded_beside),
         )
@@ -196,6 +215,7 @@ class Backend:
         """Put the parts into the context of the HTTP side. Event loop."""
         context.settings, context.notes = self.settings, self.notes
         context.model, context.service = self.model, self.service
+        context.adapters = self.adapters
         context.beside, context.oneshots = self.beside, self.oneshots
         context.read_status = lambda: self.engine.status
         context.read_memory = self.read_memory
@@ -239,6 +259,7 @@ class Backend:
 
     def close(self, timeout_s: float) -> bool:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
+        self.adapters.detach()
         is_stopped = self.engine.stop(timeout_s)
         self.service.close()
         self.oneshots.close()

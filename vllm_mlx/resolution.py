@@ -66,6 +66,10 @@ def _check_contradictions(settings: Settings) -> None:
         name, separator, target = alias.partition("=")
         if not (name.strip() and separator and target.strip()):
             raise SettingsError(f"--model-alias takes NAME=TARGET, not {alias!r}.")
+    for adapter in settings.model.adapter:
+        name, separator, path = adapter.partition("=")
+        if not (name.strip() and separator and path.strip()) or ":" in name:
+            raise SettingsError(f"--adapter takes NAME=PATH, the name without a colon, not {adapter!r}.")
     if server.api_key is not None and not server.api_key.strip():
         raise SettingsError("--api-key must not be empty.")
     if not server.host.strip():

@@ -115,6 +115,9 @@ class ModelSettings:
         "auto", "Type of the weights in memory. `auto` keeps the checkpoint's on a GPU; on a CPU it takes float32, and "
         "unpacks quantised weights, if memory allows. `keep` never converts.", "--dtype",
         choices=("auto", "float32", "bfloat16", "float16", "keep"))
+    adapter: tuple[str, ...] = option(
+        (), "LoRA adapter (folder or hub id) to load with the model; a request uses it as model `MODEL:NAME` or by its "
+        "`adapter` field. May be repeated.", "--adapter", metavar="NAME=PATH")
     trust_remote_code: bool = option(
         False, "Run Python code that the model's folder brings along (tokenizers, processors).", "--trust-remote-code")
     download_timeout: float = option(

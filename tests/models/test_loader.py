@@ -19,7 +19,7 @@ from tests.models.running import greedy
 from tests.models.test_profile import edit, shard
 from vllm_mlx.errors import ModelLoadError
 from vllm_mlx.models import loader
-from vllm_mlx.models.weights import choose_precision, dequantize
+from vllm_mlx.models.weights import Precision, choose_precision, dequantize
 
 Tiny = Callable[..., Path]
 PROMPT = "The quick brown fox jumps over the lazy dog. "
@@ -115,6 +115,11 @@ def precision(**changes: object) -> object:
         available_bytes=8001,
     )
     return choose_precision(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+def test_keep_and_an_unpack_limit_leave_the_weights_as_stored() -> None:
+    assert precision(dtype="keep") == Precision()
+    assert precision() != Precision() and precision(unpack_limit_bytes=1000).dtype is None  # type: ignore[attr-defined]
 
 
 def test_auto_keeps_what_is_stored_on_a_gpu() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from vllm_mlx.api.live import LiveRequests
 from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.errors import Unavailable
+from vllm_mlx.generation.adapters import AdapterRegistry
 from vllm_mlx.generation.events import OutputEvent
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.request import GenerationRequest
@@ -58,7 +59,8 @@ class Generation(Protocol):
 class ServedModel:
     """Facts of the loaded model, as far as clients may know them. None: unknown.
 
-    `context_tokens` is what is enforced, `max_context_tokens` what the model itself could take.
+    `context_tokens` is what is enforced, `max_context_tokens` what the model itself could take. With an `adapter`,
+    `id` is `MODEL:ADAPTER` and `base_id` the model's own.
     """
 
     id: str
@@ -78,6 +80,14 @@ class ServedModel:
     tool_parser: str | None = None
     weights_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    adapter: str = ""
+
+    @property
+    def base_id(self) -> str:
+        return self.id.removesuffix(f":{self.adapter}") if self.adapter else self.id
+
+    def with_adapter(self, name: str) -> ServedModel:
+        return replace(self, id=f"{self.id}:{name}", adapter=name)
 
     @property
     def is_multimodal(self) -> bool:
@@ -113,6 +123,10 @@ class Directory(Protocol):
         """Generates with the model, after loading it if need be."""
         ...
 
+    def adapters_of(self, model_id: str) -> AdapterRegistry:
+        """The LoRA adapters of a model, loaded or not."""
+        ...
+
     async def load_model(self, model_id: str) -> None:
         """Have it in memory; raises ModelLoadError."""
         ...
@@ -145,6 +159,7 @@ class ServerContext:
     service: Generation | None = None
     model: ServedModel | None = None
     models: Directory | None = None
+    adapters: AdapterRegistry = field(default_factory=AdapterRegistry)
     beside: BesideModels = field(default_factory=BesideModels)
     oneshots: OneShots | None = None
     read_status: Callable[[], EngineStatus] = EngineStatus
@@ -179,6 +194,10 @@ class ServerContext:
             return self.models.service_of(model_id)
         assert self.service is not None, "no model is loaded"
         return self.service
+
+    def adapters_of(self, model_id: str) -> AdapterRegistry:
+        """The LoRA adapters of one of the server's models."""
+        return self.adapters if self.models is None else self.models.adapters_of(model_id)
 
     def require_model(self) -> ServedModel:
         self.require_service()

@@ -75,7 +75,7 @@ async def cancel_request(request_id: str, context: Context) -> Response:
     request = context.live.find(request_id)
     if request is None or context.service is None:
         raise HttpError(404, f"No request '{request_id}' is running.", code="request_not_found")
-    context.live.cancel(request, context.service_of(request.model).cancel)
+    context.live.cancel(request, context.service_of(request.base_model).cancel)
     return json_response({"id": request.id, "request_id": request.request_id, "object": "request", "cancelled": True})
 
 

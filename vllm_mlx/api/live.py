@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """One HTTP request and the generations (`generation_ids`) it waits for.
+    """One HTTP request and the generations (`generation_ids`) it waits for; `base_model` is the model without adapter.
 
     `owner` may see it; `session` is the agent's own name of its conversation; `snapshot` gives the answer so far.
     """
@@ -23,6 +23,7 @@ class LiveRequest:
     is_stream: bool
     generation_ids: tuple[str, ...]
     client: str = ""
+    base_model: str = ""
     owner: str = ""
     session: str = ""
     snapshot: Callable[[], dict[str, Any]] | None = None

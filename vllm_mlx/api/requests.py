@@ -41,8 +41,35 @@ def caller_of(request: Request) -> Caller:
     return caller if isinstance(caller, Caller) else Caller()
 
 
-def find_model(context: ServerContext, name: str | None) -> ServedModel:
-    """The model that a request names. A server with one model serves any name, unless it is strict about it."""
+def find_model(context: ServerContext, name: str | None, adapter: str | None = None) -> ServedModel:
+    """The model that a request names, with the adapter it names: in its `adapter` field, or as `MODEL:ADAPTER`."""
+    base, in_name = _split_adapter(context, name)
+    model = _find_base(context, base)
+    wanted = adapter or in_name
+    if not wanted:
+        return model
+    context.adapters_of(model.id).check(wanted, "adapter" if adapter else "model")
+    return model.with_adapter(wanted)
+
+
+def _split_adapter(context: ServerContext, name: str | None) -> tuple[str | None, str]:
+    """Model and adapter of a name. Other people's names have colons too (`llama3:8b`): those are no adapters."""
+    if name is None or ":" not in name:
+        return name, ""
+    base, _, adapter = name.rpartition(":")
+    default = context.require_model()
+    known = {default.id, "default", *(alias.split("=", 1)[0] for alias in context.settings.server.model_alias)}
+    if context.models is not None:
+        if context.models.find(name) is not None:
+            return name, ""
+        known |= {base} if context.models.find(base) is not None else set()
+    elif name == default.id:
+        return name, ""
+    return (base, adapter) if base in known else (name, "")
+
+
+def _find_base(context: ServerContext, name: str | None) -> ServedModel:
+    """The model of a name. A server with one model serves any name, unless it is strict about it."""
     model = context.require_model()
     server = context.settings.server
     if name != model.id and (beside := context.beside.named(name)):
@@ -183,11 +210,14 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         priority = BACKGROUND
     if priority is not None:
         requests = [replace(r, priority=r.priority or priority) for r in requests]
+    if job.model.adapter:
+        requests = [replace(r, adapter=job.model.adapter) for r in requests]
     entry = LiveRequest(
         id=job.id,
         request_id=request_id_of(http.scope) or job.id,
         route=job.route,
         model=job.model.id,
+        base_model=job.model.base_id,
         is_stream=job.is_stream,
         generation_ids=tuple(request.id for request in job.requests),
         client=caller_of(http).name,
@@ -195,7 +225,7 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         session=session_of(http),
         snapshot=job.snapshot,
     )
-    service = context.service_of(job.model.id)
+    service = context.service_of(job.model.base_id)
     http.scope.setdefault("state", {})["is_generation"] = True
     if context.settings.server.log_prompts:
         for request in requests:

@@ -178,6 +178,7 @@ def watch_rows(engine: Engine, rows: RowGuard, replayer: Replayer | None = None)
 def _is_worth_replaying(sequence: Sequence) -> bool:
     """A client's greedy request, not failed, and with enough tokens to say something."""
     request = sequence.request
-    if _PROBE in request.extra or not request.sampling.is_greedy:
+    # An adapter may be gone by the time of the replay.
+    if _PROBE in request.extra or request.adapter or not request.sampling.is_greedy:
         return False
     return sequence.finish_reason is not FinishReason.ERROR and sequence.num_completion_tokens > 1

@@ -131,6 +131,7 @@ class Request:
     `namespace` keeps prefix caches of different keys (and adapters) apart. `deadline` is a `time.monotonic()` value.
     `priority`: lower is served first, 0 is interactive. `client` is who asks, for fairness among callers.
     `make_constraint` builds this sequence's own grammar state; it is called once, on the MLX thread.
+    `adapter`: the key of a LoRA adapter in the model's bank, empty for none.
     `skips_prefix_cache`: take nothing from the prefix cache and leave nothing in it.
     """
 
@@ -149,4 +150,5 @@ class Request:
     repetition_policy: str = "off"
     num_prompt_logprobs: int | None = None
     skips_prefix_cache: bool = False
+    adapter: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)

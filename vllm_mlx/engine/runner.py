@@ -243,6 +243,7 @@ class ModelRunner:
         assert seat.cache is not None, "a sequence in the decode batch has nothing to prefill"
         tokens = mx.array(seat.sequence.tokens[chunk.start : chunk.end], dtype=mx.int32)[None]
         features = self._features(seat.sequence, chunk.start, chunk.end)
+        self.model.adapters.use([seat.sequence.request.adapter])
         logits = self.model.prefill(tokens, chunk.start, seat.cache.entries, seat.state, features)
         num_logprobs = seat.sequence.request.num_prompt_logprobs
         if num_logprobs is not None:
@@ -263,6 +264,8 @@ class ModelRunner:
         self._num_packed += len(chunks)
         seats = [self._seats[chunk.request_id] for chunk in chunks]
         caches = [seat.cache for seat in seats if seat.cache is not None]
+        names = [seat.sequence.request.adapter for seat in seats]
+        self.model.adapters.use([n for n, c in zip(names, chunks, strict=True) for _ in range(c.end - c.start)])
         self._forward_packed([seat.sequence.tokens for seat in seats], chunks, caches, [seat.state for seat in seats])
         mx.async_eval([cache.state for cache in caches])
         for seat, chunk in zip(seats, chunks, strict=True):
@@ -353,8 +356,11 @@ class ModelRunner:
         positions = batch.begin_step([seat.sequence.id for seat in seats])
         indices = [batch.index(seat.sequence.id) for seat in seats]
         states: list[Any | None] = [None] * batch.num_rows
+        adapters = [""] * batch.num_rows
         for seat, index in zip(seats, indices, strict=True):
             states[index] = seat.state
+            adapters[index] = seat.sequence.request.adapter
+        self.model.adapters.use(adapters)
         tokens = self._tokens(seats)
         if indices != list(range(batch.num_rows)):
             places = np.zeros(batch.num_rows, dtype=np.uint32)
@@ -370,6 +376,7 @@ class ModelRunner:
             assert seat.cache is not None
             tokens = self._tokens([seat])
             position = seat.sequence.num_computed - 1
+            self.model.adapters.use([seat.sequence.request.adapter])
             rows.append(self.model.decode(tokens[:, None], [position], seat.cache.entries, [seat.state]))
         return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=0)
 

@@ -23,6 +23,7 @@ from vllm_mlx.fleet.generation import PooledGeneration
 from vllm_mlx.fleet.pool import Member, ModelPool, ModelState
 from vllm_mlx.fleet.shares import Share, divide
 from vllm_mlx.fleet.specs import ModelSpec, read_specs
+from vllm_mlx.generation.adapters import AdapterRegistry
 from vllm_mlx.guards.process_memory import process_bytes, return_to_system
 from vllm_mlx.settings import Settings
 
@@ -53,6 +54,9 @@ class FleetBackend:
         self._settings = settings
         self._known = {item.spec.id: item for item in known}
         self._models = {item.spec.id: _facts(item) for item in known}
+        self._adapters = {item.spec.id: AdapterRegistry() for item in known}
+        for item in known:
+            self._adapters[item.spec.id].begin_with(item.files.adapters)
         self._thread = thread
         self._pool: ModelPool[Backend] = ModelPool(
             [Member(item.spec.id, item.share.cost_bytes, item.spec.is_pinned) for item in known],
@@ -150,6 +154,9 @@ class FleetBackend:
     def service_of(self, model_id: str) -> Generation:
         return self._services[model_id]
 
+    def adapters_of(self, model_id: str) -> AdapterRegistry:
+        return self._adapters[model_id]
+
     # Both named as the protocol wants; the class's own `load` starts the whole fleet.
     async def load_model(self, model_id: str) -> None:
         await self._pool.load(model_id)
@@ -203,6 +210,7 @@ class FleetBackend:
             thread=self._thread,
             memory_bytes=item.share.kv_bytes,
             unpack_limit_bytes=item.share.weights_bytes,
+            adapters=self._adapters[item.spec.id],
         )
 
     async def _load_member(self, member: Member[Backend]) -> Backend:

@@ -125,6 +125,7 @@ class GenerationRequest:
 
     `timeout_s` may shorten the server's ceiling, never lengthen it. `client` identifies who asks, for fairness and
     cache namespaces. `continue_final_message` generates on from the last assistant message instead of a new turn.
+    `adapter`: the name of a LoRA adapter, empty for none.
     `clamp_max_tokens`: a `max_tokens` that does not fit beside the prompt means "what is left" instead of an error.
     """
 
@@ -148,6 +149,7 @@ class GenerationRequest:
     client: str = ""
     namespace: str = ""
     model: str | None = None
+    adapter: str = ""
     repetition_policy: str | None = None
     parse_output: bool = True
     skip_special_tokens: bool = True

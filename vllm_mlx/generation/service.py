@@ -22,6 +22,7 @@ from vllm_mlx.engine.request import Request, SamplingParams
 from vllm_mlx.engine.step import CacheReport, FinishReason, Timings, TokenEvent
 from vllm_mlx.errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from vllm_mlx.generation import diagnostics
+from vllm_mlx.generation.adapters import AdapterRegistry
 from vllm_mlx.generation.admission import Admission, Pressure
 from vllm_mlx.generation.checks import check_request
 from vllm_mlx.generation.defaults import Provenance, choose_sampling
@@ -67,11 +68,12 @@ class LoadsMedia(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """One generation being prepared or run. Event loop only."""
+    """One generation being prepared or run; `adapter` is the key of its LoRA adapter. Event loop only."""
 
     request: GenerationRequest
     arrived: float
     deadline: float
+    adapter: str = ""
     is_cancelled: bool = False
 
 
@@ -126,6 +128,7 @@ class GenerationService:
         media: LoadsMedia | None = None,
         expander: MediaExpander | None = None,
         grammar: GrammarCompiler | None = None,
+        adapters: AdapterRegistry | None = None,
         agents: AgentSettings | None = None,
         keep_alive_s: float = 5.0,
         prompt_workers: int = 2,
@@ -143,6 +146,7 @@ class GenerationService:
         self._agents = agents or AgentSettings()
         self._media = media
         self._grammar = grammar
+        self._adapters = adapters or AdapterRegistry()
         self._keep_alive_s = keep_alive_s
         self._clock = clock
         tool_format = named_format(parsing.tool_call_parser)
@@ -162,9 +166,9 @@ class GenerationService:
         arrived = self._clock()
         if request.id in self._jobs:
             raise InvalidRequest(f"A request with the id {request.id!r} is being served.", param="request_id")
-        async with self._admission.permit():
+        async with self._admission.permit(), self._adapters.use(request.adapter) as adapter:
             timeout_s = min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s)
-            job = Job(request, arrived, arrived + timeout_s)
+            job = Job(request, arrived, arrived + timeout_s, adapter)
             self._jobs[request.id] = job
             try:
                 prepared = await self._prepare(job)
@@ -255,7 +259,7 @@ class GenerationService:
             raise DeadlineExceeded(_deadline_sentence(job) + " before its prompt was ready.") from None
         if job.is_cancelled:
             raise Cancelled("The request was cancelled.")
-        engine_request = self._engine_request(request, job.deadline, built, sampling, reading)
+        engine_request = self._engine_request(request, job, built, sampling, reading)
         return Prepared(engine_request, built, provenance, reading.assembler)
 
     async def _load_media(
@@ -281,7 +285,7 @@ class GenerationService:
     def _engine_request(
         self,
         request: GenerationRequest,
-        deadline: float,
+        job: Job,
         built: BuiltPrompt,
         sampling: SamplingParams,
         reading: Reading,
@@ -296,10 +300,12 @@ class GenerationService:
             sampling=sampling,
             stop_token_ids=ends | frozenset(request.stop_token_ids),
             ignore_eos=request.sampling.ignore_eos,
-            deadline=deadline,
+            deadline=job.deadline,
             priority=request.priority,
             client=request.client,
-            namespace=request.namespace,
+            # Keys and values made with an adapter are not the plain model's.
+            namespace=f"{request.namespace}\0{job.adapter}" if job.adapter else request.namespace,
+            adapter=job.adapter,
             make_constraint=reading.make_constraint,
             thinking=reading.thinking,
             repetition_policy=request.repetition_policy or self._guards.repetition_policy,

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from .adapters import AdapterBank
 from .profile import ModelProfile
 from .span import MediaSpan
 
@@ -66,11 +67,13 @@ class LanguageModel(Protocol):
 
     `atomic_spans`: a media span must be prefilled within one chunk (its tokens see each other in both directions).
     `can_group`: `decode` takes grouped caches (`grouped.py`); `ungroup` ends that, for models where it proves wrong.
+    `adapters`: which adapter each row of the next call uses is said there, before the call.
     """
 
     profile: ModelProfile
     atomic_spans: bool
     can_group: bool
+    adapters: AdapterBank
 
     def ungroup(self) -> None:
         """Put the plain modules back."""

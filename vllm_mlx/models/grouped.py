@@ -67,15 +67,25 @@ class GroupedMask(Protocol):
     def of(self, entry: Any) -> mx.array | str | None: ...
 
 
+class RowWindow:
+    """For each row that a `ByGroup` is at, the index of its first token in the step; None outside and for plain calls.
+
+    Layers inside that treat rows apart (adapters) look here.
+    """
+
+    rows: Sequence[int] | None = None
+
+
 class ByGroup(nn.Module):
     """Calls `inner` once for each group of rows, or plainly when the cache is not grouped.
 
     Arguments are told apart by the names `inner` gives them; whatever else is asked of it, `inner` answers.
     """
 
-    def __init__(self, inner: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
         super().__init__()
         self.inner = inner
+        self._window = window
         self._names = " ".join(names)  # a tuple would be taken for parameters
         self._cache_at = names.index("cache")
 
@@ -98,9 +108,19 @@ class ByGroup(nn.Module):
             mask: Any = own.get("mask")
             if hasattr(mask, "of"):
                 own["mask"] = mask.of(group.entry)
+            self._window.rows = group_rows(group)
             out = self.inner(**own)
             outs.append(out if group.spread is None else group.spread.flatten(out))
+        self._window.rows = None
         return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0)
+
+
+def group_rows(group: Group) -> Sequence[int]:
+    """The first token of each of a group's rows."""
+    if group.spread is None:
+        return range(group.start, group.stop)
+    counts = np.asarray(group.spread.counts)
+    return tuple((group.start + np.cumsum(counts) - counts).tolist())
 
 
 def _rows_of(value: Any, group: Group, num_tokens: int) -> Any:
@@ -119,7 +139,7 @@ def _rows_of(value: Any, group: Group, num_tokens: int) -> Any:
     return value[tokens] if group.spread is None else group.spread.pad(value[tokens])
 
 
-def group_mixers(model: Any) -> bool:
+def group_mixers(model: Any, window: RowWindow) -> bool:
     """Put every cache-reading module of a model into a `ByGroup`; False, and nothing done, if one is not found."""
     found: list[tuple[Any, str, nn.Module, tuple[str, ...]]] = []
     for layer in getattr(model, "layers", ()):
@@ -132,7 +152,7 @@ def group_mixers(model: Any) -> bool:
             return False
         found.append((layer, mixers[0], inner, names))
     for layer, name, inner, names in found:
-        setattr(layer, name, ByGroup(inner, names))
+        setattr(layer, name, ByGroup(inner, names, window))
     return bool(found)
 
 

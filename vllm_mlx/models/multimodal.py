@@ -15,10 +15,11 @@ import mlx_vlm.utils
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
+from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
 from .family import Family, Overlap, PromptState, find_family
-from .grouped import group_mixers, ungroup_mixers
+from .grouped import RowWindow, group_mixers, ungroup_mixers
 from .loader import LoadedModel
 from .media import MediaProcessor
 from .profile import ModelProfile, read_json
@@ -41,7 +42,9 @@ class MultimodalModel:
         if reason:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
         self.profile = profile
-        self.can_group = profile.runs_batched and group_mixers(model.language_model)
+        window = RowWindow()
+        self.can_group = profile.runs_batched and group_mixers(model.language_model, window)
+        self.adapters = AdapterBank(model.language_model, window)
 
     def ungroup(self) -> None:
         ungroup_mixers(self._model.language_model)
@@ -84,6 +87,7 @@ class MultimodalModel:
 
     def close(self) -> None:
         self._model = None
+        self.adapters.close()
 
 
 def _overlay(embeddings: mx.array, met: Sequence[Overlap]) -> mx.array:

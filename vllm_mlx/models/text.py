@@ -14,9 +14,10 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..errors import EngineError
+from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import GroupsQueries
-from .grouped import group_mixers, ungroup_mixers
+from .grouped import RowWindow, group_mixers, ungroup_mixers
 from .profile import ModelProfile
 from .span import MediaSpan
 
@@ -47,7 +48,9 @@ class TextModel:
         if reason:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
         self.profile = profile
-        self.can_group = profile.runs_batched and group_mixers(model)
+        window = RowWindow()
+        self.can_group = profile.runs_batched and group_mixers(model, window)
+        self.adapters = AdapterBank(model, window)
 
     def ungroup(self) -> None:
         ungroup_mixers(self._model)
@@ -78,6 +81,7 @@ class TextModel:
 
     def close(self) -> None:
         self._model = None
+        self.adapters.close()
 
 
 def why_single_row(cache: Sequence[Any], model_type: str) -> str | None:

@@ -44,9 +44,11 @@ def choose_precision(
     unpack_limit_bytes: int | None = None,
 ) -> Precision:
     """`--dtype` resolved for this machine. 'auto' changes nothing but on the CPU."""
+    if dtype == "keep":
+        return Precision()
     if dtype != "auto":
         if dtype not in DTYPES:
-            raise ModelLoadError(f"--dtype {dtype} is unknown; choose auto, {', '.join(sorted(DTYPES))}.")
+            raise ModelLoadError(f"--dtype {dtype} is unknown; choose auto, keep, {', '.join(sorted(DTYPES))}.")
         return Precision(dtype=dtype)
     if not is_cpu or (stored_dtype == "float32" and not is_quantized):
         return Precision()

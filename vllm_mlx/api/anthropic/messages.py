@@ -42,7 +42,7 @@ _RENAME = rename_by({
 )
 async def create_message(http: Request, context: Context) -> Response:
     body = await read_body(http, MessagesRequest)
-    model = find_model(context, body.model)
+    model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
     id = make_id()
@@ -84,4 +84,4 @@ async def count_tokens(http: Request, context: Context) -> Response:
     model = find_model(context, body.model)
     request = prompt_request(body, id="count_tokens", model=model.id)
     with renamed_params(_RENAME):
-        return json_response({"input_tokens": await context.service_of(model.id).count_prompt_tokens(request)})
+        return json_response({"input_tokens": await context.service_of(model.base_id).count_prompt_tokens(request)})

@@ -278,6 +278,7 @@ class MessagesRequest(PromptFields):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     priority: Priority | None = None
+    adapter: str | None = None
     include_diagnostics: bool | None = None
     diagnostics_level: Literal["basic", "deep"] | None = None
     repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -36,7 +36,7 @@ router = APIRouter(tags=["OpenAI"])
 )
 async def create_chat_completion(http: Request, context: Annotated[ServerContext, Depends(get_context)]) -> Response:
     body = await read_body(http, ChatCompletionRequest)
-    model = find_model(context, body.model)
+    model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
     n = body.n or 1

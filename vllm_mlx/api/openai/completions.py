@@ -51,7 +51,7 @@ router = APIRouter(tags=["OpenAI"])
 )
 async def create_completion(http: Request, context: Annotated[ServerContext, Depends(get_context)]) -> Response:
     body = await read_body(http, CompletionRequest)
-    model = find_model(context, body.model)
+    model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
     prompts, n = prompts_of(body), body.n or 1
@@ -70,7 +70,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         for p, prompt in enumerate(prompts)
         for i in range(n)
     ]
-    service = context.service_of(model.id)
+    service = context.service_of(model.base_id)
     echoes = await _echoes(service, prompts, n) if body.echo else [""] * len(requests)
     job = Job(
         id=id,

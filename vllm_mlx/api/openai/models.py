@@ -94,6 +94,10 @@ def served_names(context: ServerContext) -> list[Named]:
         for entry in context.models.entries():
             names += [Named(name, entry.model, entry) for name in (entry.model.id, *entry.aliases)]
     known = {named.name: named for named in names}
+    for base in {named.model.id: named for named in names}.values():
+        for adapter in context.adapters_of(base.model.id):
+            model = base.model.with_adapter(adapter.name)
+            known[model.id] = Named(model.id, model, base.entry)
     if not server.strict_model_id:
         known.setdefault("default", replace(known[default.id], name="default"))
     for alias in server.model_alias:
@@ -136,7 +140,7 @@ def _openai_model(named: Named) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "vllm-mlx",
         "root": model.id,
-        "parent": None,
+        "parent": model.base_id if model.adapter else None,
         "max_model_len": model.context_tokens,
     }
     if entry is not None:

@@ -50,7 +50,7 @@ _RENAME = rename_by({
 )
 async def create_response(http: Request, context: Context) -> Response:
     body = await read_body(http, ResponsesRequest)
-    model = find_model(context, body.model)
+    model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
     id = make_id("resp")
@@ -99,7 +99,7 @@ async def count_input_tokens(http: Request, context: Context) -> Response:
     history = earlier_items(context, http, body.previous_response_id)
     converted = prompt_request(body, id="input_tokens", history=history, model=model.id)
     with renamed_params(_namer(converted)):
-        count = await context.service_of(model.id).count_prompt_tokens(converted.request)
+        count = await context.service_of(model.base_id).count_prompt_tokens(converted.request)
     return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
@@ -135,7 +135,7 @@ async def delete_response(response_id: str, http: Request, context: Context) -> 
 async def cancel_response(response_id: str, http: Request, context: Context) -> Response:
     live = _live(context, http, response_id)
     if live is not None and live.snapshot is not None:
-        context.live.cancel(live, context.service_of(live.model).cancel)
+        context.live.cancel(live, context.service_of(live.base_model).cancel)
         return json_response({**live.snapshot(), "status": "cancelled"})
     if (stored := context.responses.get(response_id, owner_of(http))) is not None:
         status = stored.read_response()["status"]

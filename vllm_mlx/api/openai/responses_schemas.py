@@ -362,6 +362,7 @@ class ResponsesRequest(PromptFields):
     max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     priority: Priority | None = None
+    adapter: str | None = None
     include_diagnostics: bool | None = None
     diagnostics_level: Literal["basic", "deep"] | None = None
     repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -296,6 +296,7 @@ class SamplingFields(WireModel):
     priority: Priority | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str | None = None
+    adapter: str | None = None
     include_diagnostics: bool | None = None
     diagnostics_level: Literal["basic", "deep"] | None = None
     repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -30,7 +30,7 @@ Context = Annotated[ServerContext, Depends(get_context)]
 async def tokenize(http: Request, context: Context) -> Response:
     body = await read_body(http, TokenizeRequest)
     model = find_model(context, body.model)
-    service = context.service_of(model.id)
+    service = context.service_of(model.base_id)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Give one of 'prompt' and 'messages'.", param="prompt", code="invalid_value")
     if body.prompt is not None:
@@ -64,4 +64,4 @@ async def detokenize(http: Request, context: Context) -> Response:
                     param=f"tokens.{i}",
                     code="invalid_value",
                 )
-    return json_response({"prompt": await context.service_of(model.id).detokenize(tuple(body.tokens))})
+    return json_response({"prompt": await context.service_of(model.base_id).detokenize(tuple(body.tokens))})
