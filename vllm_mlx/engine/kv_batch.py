@@ -359,7 +359,9 @@ class GroupSlice:
         offset = mx.array(self.entry.offset, dtype=mx.int32)
         if self.spread is None:
             return offset
-        return self.spread.flatten(offset.reshape(-1, 1) + mx.arange(self.spread.length, dtype=mx.int32))[:, 0]
+        # Rows that begin at one place say so with one number.
+        starts = mx.broadcast_to(offset.reshape(-1, 1), (self.spread.num_rows, 1))
+        return self.spread.flatten(starts + mx.arange(self.spread.length, dtype=mx.int32))[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
