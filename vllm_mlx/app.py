@@ -38,6 +38,7 @@ from vllm_mlx.api.openai import (
 from vllm_mlx.api.openai.response_store import ResponseStore
 from vllm_mlx.api.openai.responses_schemas import InputTokensRequest, ResponsesRequest
 from vllm_mlx.backend import Backend, check_formats
+from vllm_mlx.commands.status_line import StatusLine
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.fleet.backend import FleetBackend
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
@@ -133,7 +134,7 @@ def serve(settings: Settings) -> int:
     settings, notes = settings.resolve()
     check_formats(settings)
     server = settings.server
-    logs.configure(server.log_level, server.log_format)
+    handler = logs.configure(server.log_level, server.log_format)
     context = ServerContext(
         settings=settings,
         notes=notes,
@@ -145,22 +146,42 @@ def serve(settings: Settings) -> int:
     logging.getLogger("vllm_mlx").addHandler(ProblemHandler(context.journal))
     listener = bind(server)
     http = make_http_server(build_app(context), server)
+    line = StatusLine(context, sys.stderr) if StatusLine.is_wanted(sys.stderr, server.log_format) else None
+    if line is not None:
+        line.attach(handler)
+
+    def announce(loaded: Loaded) -> None:
+        if line is not None:
+            line.show("")
+        print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True)
+
     lifecycle = Lifecycle(
         http,
         listener,
         context,
         lambda: FleetBackend.load(settings) if settings.is_pool else Backend.load(settings),
-        lambda loaded: print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True),
+        announce,
         shutdown_timeout_s=server.shutdown_timeout,
     )
     with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
-        runner.run(lifecycle.run())
+        runner.run(_run(lifecycle, line))
         if lifecycle.is_stuck:
             # A thread is inside MLX and cannot be interrupted; an ordinary exit would wait for it or crash under it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
     return 0
+
+
+async def _run(lifecycle: Lifecycle, line: StatusLine | None) -> None:
+    """The server's life, with the status line beside it where there is a terminal."""
+    showing = asyncio.create_task(line.run(), name="status line") if line is not None else None
+    try:
+        await lifecycle.run()
+    finally:
+        if showing is not None:
+            showing.cancel()
+            await asyncio.wait({showing})
 
 
 def read_api_keys(server: ServerSettings) -> dict[str, str]:
@@ -196,7 +217,8 @@ def announcement(context: ServerContext, port: int, loaded: Loaded) -> list[str]
     body = '{"model":"default","messages":[{"role":"user","content":"Reply with pong"}],"max_tokens":32}'
     return [
         f"vllm-mlx {__version__} serves {loaded.describe()}",
-        f"  Listening   {base}/v1 (OpenAI), {base} (Anthropic{', chat page' if pages.has_page() else ''}), {base}/docs",
+        f"  Listening   {base}/v1 (OpenAI), {base} (Anthropic), {base}/docs",
+        *([f"  Look        {base}/ (chat), {base}/dashboard"] if pages.has_page() else ()),
         f"  Try         curl -sS {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'",
         *(f"  Note        {note}" for note in context.notes),
     ]

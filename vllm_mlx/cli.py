@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vllm_mlx import __version__
+from vllm_mlx.commands.completion import script, words_of
+from vllm_mlx.commands.words import add_commands
 from vllm_mlx.errors import SettingsError, VllmMlxError
 from vllm_mlx.options import SentenceParser, UsageError, add_settings, explain_unknown, known_flags, settings_from
 from vllm_mlx.settings import Settings
@@ -61,12 +63,16 @@ def _run(arguments: list[str]) -> int:
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = known_flags() if parsed.command == "serve" else DOWNLOAD_FLAGS
+        if parsed.command in COMMANDS:
+            known = words_of(parser)[parsed.command]
         raise UsageError(explain_unknown(unknown, known))
     if parsed.command is None:
         raise UsageError("no command; try `vllm-mlx serve` or `vllm-mlx --help`.")
     if parsed.command == "cache":
         from vllm_mlx.disk_cache import run as run_cache  # imports numpy
         return run_cache(parsed.action, parsed.folder, parsed.model)
+    if parsed.command in COMMANDS:
+        return COMMANDS[parsed.command](parsed)
     values = {name: value for name, value in vars(parsed).items() if name != "command"}
     return HANDLERS[parsed.command](settings_from(values, os.environ))
 
@@ -103,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument("action", choices=("ls", "clear", "verify"), help="List by model, drop blocks, or check all.")
     cache.add_argument("folder", metavar="DIR", help="The folder that --disk-cache named.")
     cache.add_argument("--model", metavar="TEXT", default=None, help="Only models whose name contains TEXT.")
+    add_commands(commands)
     commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
     return parser
 
@@ -133,6 +140,34 @@ def _doctor(settings: Settings) -> int:
     return run(settings.cpu)
 
 
+def _run_prompt(parsed: argparse.Namespace) -> int:
+    from vllm_mlx.commands.run import run  # imports httpx
+    return run(parsed)
+
+
+def _chat(parsed: argparse.Namespace) -> int:
+    from vllm_mlx.commands.chat import run  # imports httpx and rich
+    return run(parsed)
+
+
+def _models(parsed: argparse.Namespace) -> int:
+    from vllm_mlx.commands.models import run  # imports huggingface_hub and rich
+    return run(parsed)
+
+
+def _service(parsed: argparse.Namespace) -> int:
+    from vllm_mlx.commands.service import run  # subprocess and plistlib, rarely needed
+    return run(parsed)
+
+
+def _completion(parsed: argparse.Namespace) -> int:
+    print(script(parsed.shell, words_of(build_parser())), end="")
+    return 0
+
+
+# Those that need no settings of the server's.
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run_prompt, "chat": _chat, "models": _models, "service": _service, "completion": _completion}
 HANDLERS: dict[str, Callable[[Settings], int]] = {"serve": _serve, "download": _download, "doctor": _doctor}
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vllm_mlx.errors import ModelLoadError
 
@@ -62,6 +62,9 @@ class Silent:
 class Bar:
     """A progress bar with bytes, speed and remaining time on a terminal; a line now and then elsewhere."""
 
+    is_shown: ClassVar[bool] = False
+    """One is on the terminal now: whoever else writes there should wait."""
+
     def __init__(self, model: str) -> None:
         from rich.console import Console  # not needed by those who only resolve a local folder
         from rich.progress import (
@@ -91,6 +94,7 @@ class Bar:
         self._total, self._done = total_bytes, done_bytes
         self._progress.update(self._task, total=total_bytes, completed=done_bytes)
         self._progress.start()
+        Bar.is_shown = self._console.is_terminal
         if not self._console.is_terminal:
             self.note(f"Downloading {self._model}: {gib(total_bytes - done_bytes)} to fetch.")
             self._next_line = done_bytes + max(1, total_bytes // 10)
@@ -107,6 +111,7 @@ class Bar:
 
     def finish(self) -> None:
         self._progress.stop()
+        Bar.is_shown = False
 
 
 def resolve(

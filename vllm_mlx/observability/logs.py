@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
-def configure(level: str = "info", log_format: str = "text") -> None:
+def configure(level: str = "info", log_format: str = "text") -> logging.StreamHandler[Any]:
     """Send the program's and uvicorn's log lines to stderr. Calling it again replaces the earlier set-up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
@@ -46,3 +46,4 @@ def configure(level: str = "info", log_format: str = "text") -> None:
         logger.setLevel("WARNING" if name == "uvicorn" and level == "info" else level.upper())
     # Our own access line (api/access.py) has the request id and the time; uvicorn's would be a second one.
     logging.getLogger("uvicorn.access").disabled = True
+    return handler

@@ -1,0 +1,1 @@
+"""A model used from Python, without a server: `LLM` for batches, `AsyncLLM` for streams. vLLM's shape."""
