@@ -15,7 +15,7 @@ def add_commands(commands: Any) -> None:
         description="Answer PROMPT and exit. Text piped in is put after it; `-` takes the prompt itself from there.")
     run.add_argument("prompt", metavar="PROMPT", nargs="?", help="What to ask; without it, standard input.")
     _add_talk(run)
-    run.add_argument("--image", action="append", default=[], metavar="FILE", help="A picture (file or URL); repeatable.")
+    run.add_argument("--image", action="append", default=[], metavar="FILE", help="A picture: file or URL; repeatable.")
     run.add_argument("--json-schema", metavar="FILE", help="Answer with JSON that fits this schema (a file).")
     run.add_argument("--stats", action="store_true", help="Show tokens, speed and cached share, on standard error.")
 
