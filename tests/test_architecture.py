@@ -35,8 +35,8 @@ TOP = {
 }  # fmt: skip
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {
-    "runner", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "sampler", "draws", "logits", "constraint",
-    "disk_codec",
+    "runner", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "invariance", "sampler", "draws", "logits",
+    "constraint", "disk_codec",
 }  # fmt: skip
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}
 

@@ -121,6 +121,7 @@ class Backend:
         # After the BLAS: these import MLX.
         from vllm_mlx.engine.assembly import build_engine
         from vllm_mlx.engine.engine import Publish
+        from vllm_mlx.engine.runner import ModelRunner
         from vllm_mlx.engine.thread import EngineThread
         from vllm_mlx.guards.memory import check_weights
         from vllm_mlx.models import device, loader
@@ -194,9 +195,13 @@ class Backend:
             timeout_s=settings.limits.timeout_s,
             stall_target_s=settings.batch.stall_target_ms / 1000,
         )
+        notes = (*files.notes, *loaded[0].profile.notes)
+        if settings.batch.batch_invariant:
+            assert isinstance(runner := engines[0].runner, ModelRunner)
+            notes = (*notes, runner.invariance.note)
         return cls(
             settings=settings,
-            notes=(*files.notes, *loaded[0].profile.notes),
+            notes=notes,
             model=served_model(settings, loaded[0].profile),
             engine=engine,
             service=service,
@@ -252,10 +257,18 @@ class Backend:
         }
 
     async def clear_cache(self) -> int:
-        """Drop every prefix nobody uses; returns the bytes that became free."""
+        """Drop every prefix nobody uses, and give the memory back; returns the bytes that became free."""
+        from vllm_mlx.models import device  # imports MLX, which is loaded by now
+
         cache = self.prefix_cache
         assert cache is not None
-        return await self.engine.call(cache.clear)
+
+        def clear() -> int:
+            freed = cache.clear()
+            device.release_cached()
+            return freed
+
+        return await self.engine.call(clear)
 
     def close(self, timeout_s: float) -> bool:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
@@ -312,6 +325,7 @@ def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None
         kv_bits=cache.kv_bits,
         kv_group_size=cache.kv_group_size,
         encoder_cache_bytes=settings.media.encoder_cache_mb << 20,
+        batch_invariant=settings.batch.batch_invariant,
         seed=0 if settings.sampling.deterministic else None,
     )
 
@@ -367,6 +381,7 @@ def served_model(settings: Settings, profile: ModelProfile) -> ServedModel:
     return ServedModel(
         id=settings.server.served_model_name or settings.model.model,
         fingerprint=f"vllm-mlx-{__version__}-{profile.fingerprint[:8]}",
+        created=int((profile.path / "config.json").stat().st_mtime),
         model_type=profile.model_type,
         architecture=profile.architectures[0] if profile.architectures else None,
         dtype=profile.dtype,

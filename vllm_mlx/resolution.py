@@ -104,12 +104,13 @@ def _derive_batch(settings: Settings, notes: list[str]) -> Settings:
             (f"--max-num-seqs {batch.max_num_seqs}", "batch.max_num_seqs" in settings.given and batch.max_num_seqs > 1),
             ("--default-temperature", bool(sampling.default_temperature)),
             ("--default-top-p", sampling.default_top_p not in (None, 1.0)),
+            ("--enable-prefix-cache", settings.cache.prefix_cache and "cache.prefix_cache" in settings.given),
         ) if is_set]
         if forced:
             notes.append(f"--deterministic overrides {', '.join(forced)}.")
         return settings.with_values(
             batch__runtime_mode="simple", batch__continuous_batching=False, batch__max_num_seqs=1,
-            sampling__default_temperature=0.0, sampling__default_top_p=1.0)
+            sampling__default_temperature=0.0, sampling__default_top_p=1.0, cache__prefix_cache=False)
     if batch.runtime_mode == "simple":
         if "batch.max_num_seqs" in settings.given and batch.max_num_seqs > 1:
             notes.append(f"--runtime-mode simple overrides --max-num-seqs {batch.max_num_seqs}.")

@@ -173,7 +173,7 @@ class SamplingSettings:
         choices=("openai", "repetition"))
     deterministic: bool = option(
         False, "The same bytes on every run: greedy whatever requests say, one row, whole responses one after the "
-        "other.", "--deterministic")
+        "other, nothing reused from earlier prompts.", "--deterministic")
 
 
 @dataclass(frozen=True, slots=True)

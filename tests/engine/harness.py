@@ -12,6 +12,7 @@ from vllm_mlx.engine.disk_codec import KVCodec
 from vllm_mlx.engine.disk_folder import BlockFolder
 from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
 from vllm_mlx.engine.engine import Engine
+from vllm_mlx.engine.invariance import Invariance
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams
@@ -52,14 +53,20 @@ class EngineHarness:
         quantization: Quantization | None = None,
         disk: Path | None = None,
         disk_min_tokens: int = 1024,
+        is_invariant: bool = False,
+        invariance: Invariance | None = None,
     ) -> None:
         self.runner = ModelRunner(
             model,
             quantization=quantization,
             checkpoint_step=BLOCK if prefix_bytes else 0,
             slack_bytes=slack_bytes,
+            is_invariant=is_invariant,
             seed=0,
         )
+        if invariance is not None:
+            self.runner.invariance = invariance
+            self.runner.is_batched = self.runner.is_batched and invariance.num_rows != 1
         self.cache = PrefixCache(
             block_size=BLOCK, budget_bytes=prefix_bytes, needs_checkpoint=self.runner.needs_checkpoint
         )
@@ -87,6 +94,9 @@ class EngineHarness:
             checkpoint_interval=checkpoint_interval,
             atomic_spans=model.atomic_spans,
             tier=self.tier,
+            grid=self.runner.invariance.grid,
+            keeps_answers=not self.runner.invariance.is_promised,
+            most_rows=self.runner.invariance.most_rows,
         )
         self.answers: dict[str, Answer] = {}
         self.statuses: list[EngineStatus] = []

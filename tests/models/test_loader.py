@@ -96,6 +96,12 @@ def test_asked_for_a_dtype_the_model_has_it(tiny_model: Tiny) -> None:
     assert packed.profile.dtype == "float16" and packed.profile.quantization is not None
 
 
+def test_keep_leaves_weights_as_they_are_stored_on_a_cpu_too(tiny_model: Tiny) -> None:
+    stored = tiny_model("qwen3", dtype="bfloat16", quantize_bits=4)
+    profile = loader.load(stored, dtype="keep").profile
+    assert profile.dtype == "bfloat16" and profile.quantization is not None and not profile.notes
+
+
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
     assert "--dtype int3 is unknown" in refusal(folder, dtype="int3")
 

@@ -1,6 +1,7 @@
 """The generations behind one HTTP request, as one stream of (index, event): `n` choices, or several prompts.
 
-One generation is passed through; several run concurrently, each driven by a task of its own. asyncio thread.
+One generation is passed through; several run concurrently, each driven by a task of its own, or, where the order of
+the bytes is promised, one after the other. asyncio thread.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ async def open_choices(
     live: LiveRequests,
     entry: LiveRequest,
     journal: Journal,
+    in_turn: bool = False,
 ) -> AsyncGenerator[Indexed, None]:
     """Start the generations. Returns when each has given its first event; raises the first error there was.
 
     The caller must iterate the result or `aclose()` it; both end what is still running.
     """
-    events = _tracked(service, requests, live, entry, journal)
+    events = _tracked(service, requests, live, entry, journal, in_turn)
     try:
         first = await anext(events)
     except BaseException:
@@ -55,10 +57,11 @@ async def _tracked(
     live: LiveRequests,
     entry: LiveRequest,
     journal: Journal,
+    in_turn: bool,
 ) -> AsyncGenerator[Indexed, None]:
     with live.track(entry):
         timers = [journal.start(_facts(entry, request)) for request in requests]
-        source = _single(service.generate(requests[0])) if len(requests) == 1 else _merged(service, requests)
+        source = _in_turn(service, requests) if in_turn or len(requests) == 1 else _merged(service, requests)
         try:
             async with aclosing(source):
                 async for index, event in source:
@@ -89,12 +92,14 @@ def _raise_failure(event: Finished, entry: LiveRequest) -> None:
         raise Unavailable(event.error or event.detail or "The server ended this request; it is shutting down.")
 
 
-async def _single(events: AsyncIterator[OutputEvent]) -> AsyncGenerator[Indexed, None]:
-    try:
-        async for event in events:
-            yield 0, event
-    finally:
-        await _close(events)
+async def _in_turn(service: Generation, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Indexed, None]:
+    for index, request in enumerate(requests):
+        events = service.generate(request)
+        try:
+            async for event in events:
+                yield index, event
+        finally:
+            await _close(events)
 
 
 async def _merged(service: Generation, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Indexed, None]:

@@ -230,7 +230,14 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
     if context.settings.server.log_prompts:
         for request in requests:
             _log_prompt(request)
-    return await open_choices(service, requests, live=context.live, entry=entry, journal=context.journal)
+    return await open_choices(
+        service,
+        requests,
+        live=context.live,
+        entry=entry,
+        journal=context.journal,
+        in_turn=context.settings.sampling.deterministic,
+    )
 
 
 NUM_PROMPT_CHARS_LOGGED = 500

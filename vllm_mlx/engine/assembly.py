@@ -58,6 +58,7 @@ class EngineOptions:
     kv_bits: int | None = None
     kv_group_size: int = 64
     encoder_cache_bytes: int = 256 << 20
+    batch_invariant: bool = False
     seed: int | None = None
     disk: DiskOptions | None = None
 
@@ -86,6 +87,7 @@ def build_engine(
             quantization=quantization,
             media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
             checkpoint_step=options.block_size if options.prefix_cache_bytes else 0,
+            is_invariant=options.batch_invariant,
             seed=options.seed,
         )
     except ValueError as error:
@@ -120,6 +122,9 @@ def build_engine(
         block_size=options.block_size,
         checkpoint_interval=options.checkpoint_interval,
         atomic_spans=model.atomic_spans,
+        grid=runner.invariance.grid,
+        keeps_answers=not runner.invariance.is_promised,
+        most_rows=runner.invariance.most_rows,
         judge=judge,
         tier=tier,
     )

@@ -11,6 +11,9 @@ empty rows.
     group 1   row 2  [kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk....]
 
 Models whose layers cannot be called group by group have one group, padded to its longest row.
+
+Where answers may not depend on their company (`invariance.py`) each sequence is a group of its own for good, and one
+group of empty rows may fill the step up to a fixed number.
 """
 
 from __future__ import annotations
@@ -39,6 +42,14 @@ class RowGroup:
         self.rows: list[str | None] = []
         self.lengths: list[int] = []
         self.age = 0
+
+    @classmethod
+    def of_nobody(cls, like: RowCache, num_rows: int) -> RowGroup:
+        """Empty rows only."""
+        group = cls(like)
+        group.rows, group.lengths = [None] * num_rows, [0] * num_rows
+        group.reserve()
+        return group
 
     @property
     def num_alive(self) -> int:
@@ -89,13 +100,19 @@ class RowGroup:
 class DecodeBatch:
     """All rows that are decoded. `can_group`: the model's layers can be called group by group.
 
+    `is_apart`: groups are never merged. `num_rows`, for these: rows of every step, 0 for as many as there are; no more
+    than these may join.
     `slack_tokens` may be wasted beyond the bound: so little memory is not worth the time that a further group costs.
     `waste_ratio`: tokens the buffers hold for each token alive, in the last step.
     """
 
-    def __init__(self, like: RowCache, *, can_group: bool, slack_tokens: int = 0) -> None:
+    def __init__(
+        self, like: RowCache, *, can_group: bool, slack_tokens: int = 0, is_apart: bool = False, num_rows: int = 0
+    ) -> None:
         self._like = like
         self._can_group = can_group
+        self._is_apart = is_apart
+        self._num_rows = num_rows
         self._slack_tokens = slack_tokens
         self._groups: list[RowGroup] = []
         self._places: dict[str, tuple[RowGroup, int]] = {}
@@ -192,6 +209,10 @@ class DecodeBatch:
 
     def _arrange(self) -> None:
         """Merge what fits together; give back empty rows and unused length when they cost too much."""
+        if self._is_apart:
+            if self._num_rows:
+                self._fill_up()
+            return
         while (pair := self._best_merge()) is not None:
             first, second = pair
             first.absorb(second)
@@ -202,6 +223,14 @@ class DecodeBatch:
                 if group.held_tokens > MERGE_WASTE * sum(group.lengths):
                     group.compact()
                     self._note_places(group)
+
+    def _fill_up(self) -> None:
+        """Empty rows behind the others, as many as are missing."""
+        self._groups = [group for group in self._groups if group.num_alive]
+        missing = self._num_rows - len(self._groups)
+        assert missing >= 0, "more sequences than the step has rows"
+        if missing:
+            self._groups.append(RowGroup.of_nobody(self._like, missing))
 
     def _note_places(self, group: RowGroup) -> None:
         for row, request_id in enumerate(group.rows):

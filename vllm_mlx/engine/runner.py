@@ -19,6 +19,7 @@ import numpy as np
 
 from vllm_mlx.engine.constraint import Guide, prepare_guides
 from vllm_mlx.engine.decode_batch import DecodeBatch
+from vllm_mlx.engine.invariance import Invariance, choose
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import (
     Footprint,
@@ -73,7 +74,8 @@ class ModelRunner:
 
     Models whose caches cannot stand side by side are decoded row by row, all rows within one step. `checkpoint_step`:
     every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never). `slack_bytes`: so
-    much memory may be wasted on padding, whatever the ratio.
+    much memory may be wasted on padding, whatever the ratio. `is_invariant`: no answer may depend on what is computed
+    beside it; `invariance` says what that takes here.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ModelRunner:
         media_cache: MediaCache[Features] | None = None,
         checkpoint_step: int = 0,
         slack_bytes: int = 16 << 20,
+        is_invariant: bool = False,
         seed: int | None = None,
     ) -> None:
         self.model = model
@@ -96,7 +99,12 @@ class ModelRunner:
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
         self.can_group = self.is_batched and model.can_group and self._decodes_in_groups()
-        self.can_pack = self.can_group and self._prefills_in_packs()
+        self.invariance = Invariance()
+        if is_invariant:
+            self.invariance = choose(model, self.layout, can_batch=self.is_batched, can_group=self.can_group)
+            self.is_batched = self.is_batched and self.invariance.num_rows != 1
+        # A pack pads its prompts to the longest: other shapes, in other company.
+        self.can_pack = self.can_group and not is_invariant and self._prefills_in_packs()
         self.checkpoint_step = checkpoint_step
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
         self._seats: dict[str, Seat] = {}
@@ -233,6 +241,7 @@ class ModelRunner:
             "kv_waste_ratio": batch.waste_ratio if batch else 1.0,
             "num_packed_chunks": self._num_packed,
             "media_cache_bytes": self._media.nbytes,
+            **({"batch_invariance": self.invariance.name} if self.invariance.is_promised else {}),
         }
 
     # ── prompt chunks ────────────────────────────────────────────────────────────────────────────────────────
@@ -347,7 +356,13 @@ class ModelRunner:
     def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits [len(seats), V] of one forward over all rows of the batch."""
         if self._batch is None:
-            self._batch = DecodeBatch(self._example, can_group=self.can_group, slack_tokens=self._slack_tokens)
+            self._batch = DecodeBatch(
+                self._example,
+                can_group=self.can_group,
+                slack_tokens=self._slack_tokens,
+                is_apart=self.invariance.is_promised,
+                num_rows=self.invariance.num_rows,
+            )
         batch = self._batch
         for seat in seats:
             if seat.cache is not None:

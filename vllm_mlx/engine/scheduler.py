@@ -43,7 +43,10 @@ class Scheduler:
 
     `max_tokens_per_step` bounds prefill and decode together; `checkpoint_interval` is the token distance of whole-state
     checkpoints for models that need them (0 for none but message ends). `atomic_spans`: the model computes a media span
-    in one piece. `judge` is asked after each token and names the loop a sequence is caught in, if it is.
+    in one piece. `grid`: prompts are cut at its multiples only, so that a prompt is computed in the same pieces
+    whatever else goes on (`invariance.py`); a whole number of blocks, 0 for anywhere. `keeps_answers`: the prefix cache
+    takes answers too, not only prompts. `most_rows`: what the runner can hold, whatever the limits say. `judge` is
+    asked after each token and names the loop a sequence is caught in, if it is.
     `expected_completion`: tokens an answer is taken to have while none has been seen; then twice the moving average.
     """
 
@@ -58,6 +61,9 @@ class Scheduler:
         block_size: int = 64,
         checkpoint_interval: int = 2048,
         atomic_spans: bool = False,
+        grid: int = 0,
+        keeps_answers: bool = True,
+        most_rows: int | None = None,
         judge: Callable[[Sequence], str | None] = lambda sequence: None,
         policy: QueuePolicy | None = None,
         tier: DiskTier | None = None,
@@ -75,7 +81,12 @@ class Scheduler:
         self._max_tokens_per_step = max_tokens_per_step
         self._chunk_sizer = chunk_sizer
         self._block_size = block_size
-        self._checkpoint_interval = checkpoint_interval // block_size * block_size
+        self._grid = grid
+        self._keeps_answers = keeps_answers
+        self._most_rows = most_rows
+        # Prefixes are stored and taken over in whole grains.
+        self._grain = max(block_size, grid)
+        self._checkpoint_interval = checkpoint_interval // self._grain * self._grain
         self._atomic_spans = atomic_spans
         self._judge = judge
         self._arrivals = itertools.count()
@@ -227,9 +238,14 @@ class Scheduler:
         Only a media span that must stay whole may pass the budget, and only as a step's first chunk.
         """
         final = start + sequence.num_to_prefill
-        end = min(start + left, final)
-        if end < final:
-            end = end // self._block_size * self._block_size
+        if self._grid:
+            end = min((start // self._grid + 1) * self._grid, final)
+            if end - start > left and not is_first:
+                return start
+        else:
+            end = min(start + left, final)
+            if end < final:
+                end = end // self._block_size * self._block_size
         end = min([end, *(p for p in self._checkpoints(sequence) if p > start)])
         if end <= start:
             return start
@@ -248,9 +264,9 @@ class Scheduler:
         if self.cache is None or not self.cache.needs_checkpoint:
             return ()
         if sequence.checkpoints is None:
-            block, length = self._block_size, len(sequence.tokens)
-            positions = {p // block * block for p in sequence.request.prompt.boundaries}
-            positions |= {(length - 1) // block * block, sequence.branch_point // block * block}
+            grain, length = self._grain, len(sequence.tokens)
+            positions = {p // grain * grain for p in sequence.request.prompt.boundaries}
+            positions |= {(length - 1) // grain * grain, sequence.branch_point // grain * grain}
             if self._checkpoint_interval:
                 positions.update(range(self._checkpoint_interval, length, self._checkpoint_interval))
             sequence.checkpoints = tuple(sorted(p for p in positions if 0 < p < length))
@@ -272,7 +288,7 @@ class Scheduler:
         if not self.waiting:
             return None
         candidates = self.policy.order(self.waiting.values(), now, self._prefill_left)
-        if len(self.running) >= self.limits.max_rows:
+        if len(self.running) >= min(self.limits.max_rows, self._most_rows or self.limits.max_rows):
             self._wish = candidates[0]
             return None
         sequence = next((s for s in candidates if not self._is_on_its_way(s)), None)
@@ -382,7 +398,7 @@ class Scheduler:
         wants_all = sequence.request.num_prompt_logprobs is not None
         key, limit = sequence.cache_key, 0 if wants_all else len(sequence.tokens) - 1
         lease = self.cache.match(key, namespace=namespace, limit=limit, is_use=False)
-        while (whole := self._before_atomic_span(sequence, lease.num_tokens)) < lease.num_tokens:
+        while (whole := self._reusable(sequence, lease.num_tokens)) < lease.num_tokens:
             self.cache.release(lease)
             lease = self.cache.match(key, namespace=namespace, limit=whole, is_use=False)
         return lease
@@ -410,8 +426,13 @@ class Scheduler:
         """Tokens of `key` that a prefilling sequence will have put into the prefix cache, as far as it is known."""
         shared = common_prefix(leader.cache_key, key)
         if self.cache is None or not self.cache.needs_checkpoint:
-            return shared // self._block_size * self._block_size
+            return shared // self._grain * self._grain
         return max((p for p in self._checkpoints(leader) if p <= shared), default=0)
+
+    def _reusable(self, sequence: Sequence, num_tokens: int) -> int:
+        """As much of a stored prefix as this prompt would have computed in the same pieces."""
+        whole = self._before_atomic_span(sequence, num_tokens)
+        return whole // self._grid * self._grid if self._grid else whole
 
     def _before_atomic_span(self, sequence: Sequence, position: int) -> int:
         if not self._atomic_spans:
@@ -546,7 +567,9 @@ class Scheduler:
     def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
         if self.cache is None or sequence.request.skips_prefix_cache:
             return
-        num_tokens = num_tokens // self._block_size * self._block_size
+        if not self._keeps_answers:
+            num_tokens = min(num_tokens, sequence.num_prompt_tokens - 1)
+        num_tokens = num_tokens // self._grain * self._grain
         checkpoint = None
         if self.cache.needs_checkpoint:
             checkpoint = self.store.checkpoint(sequence, num_tokens)

@@ -32,8 +32,9 @@ class Mailbox:
         self.error = error
         self._wake()
 
-    async def take(self, timeout_s: float) -> list[TokenEvent]:
-        """All events that are here, waiting for the first; empty after `timeout_s`, or when closed and empty."""
+    async def take(self, timeout_s: float, *, at_most: int | None = None) -> list[TokenEvent]:
+        """All events that are here (the oldest `at_most`), waiting for the first; empty after `timeout_s`, or when
+        closed and empty."""
         if not self._events and not self.is_closed and timeout_s > 0:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
@@ -43,7 +44,8 @@ class Mailbox:
             finally:
                 timer.cancel()
                 self._waiter = None
-        events, self._events = self._events, []
+        count = len(self._events) if at_most is None else at_most
+        events, self._events = self._events[:count], self._events[count:]
         return events
 
     def _wake(self) -> None:

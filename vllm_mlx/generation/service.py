@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -351,9 +352,14 @@ class GenerationService:
         """Everything between Accepted and Finished. On return `outcome` says how it ended."""
         assembler = prepared.assembler
         hard_deadline = job.deadline + DEADLINE_GRACE_S
+        # What happens to be ready together is said together, and silence is filled: both depend on the moment, so a
+        # deterministic stream does neither.
+        is_deterministic = self._sampling.deterministic
+        keep_alive_s = math.inf if is_deterministic else self._keep_alive_s
+        at_most = 1 if is_deterministic else None
         while outcome.final is None:
             now = self._clock()
-            batch = await mailbox.take(min(self._keep_alive_s, hard_deadline - now))
+            batch = await mailbox.take(min(keep_alive_s, hard_deadline - now), at_most=at_most)
             if not batch:
                 if mailbox.is_closed or self._clock() >= hard_deadline:
                     break

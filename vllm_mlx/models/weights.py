@@ -43,7 +43,7 @@ def choose_precision(
     available_bytes: int,
     unpack_limit_bytes: int | None = None,
 ) -> Precision:
-    """`--dtype` resolved for this machine. 'auto' changes nothing but on the CPU."""
+    """`--dtype` resolved for this machine. 'keep' changes nothing, 'auto' nothing but on the CPU."""
     if dtype == "keep":
         return Precision()
     if dtype != "auto":

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_mlx.api.anthropic.convert import messages_request, prompt_request
-from vllm_mlx.api.anthropic.render import MessageRenderer, make_id
+from vllm_mlx.api.anthropic.render import MessageRenderer
 from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import request_id_of
+from vllm_mlx.api.identity import answer_id
 from vllm_mlx.api.params import rename_by, renamed_params
 from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
 from vllm_mlx.api.sse import watch_client
@@ -45,7 +46,7 @@ async def create_message(http: Request, context: Context) -> Response:
     model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
-    id = make_id()
+    id = answer_id(context, "msg_", body)
     request = messages_request(body, id=id, client=caller.name, namespace=caller.namespace, model=model.id)
     job = Job(
         id=id,

@@ -7,26 +7,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.identity import call_id
 from vllm_mlx.api.sse import keep_alive
 from vllm_mlx.generation.events import Accepted, Finished, GenerationUsage, KeepAlive, OutputEvent
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnded, ToolCallStarted
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-
-
-def make_id() -> str:
-    return f"msg_{uuid.uuid4().hex[:24]}"
-
-
-def tool_use_id() -> str:
-    return f"toolu_{uuid.uuid4().hex[:24]}"
 
 
 def sign(thinking: str) -> str:
@@ -127,7 +119,8 @@ class MessageRenderer:
                 return self._piece("thinking", event_.text, {"type": "thinking_delta", "thinking": event_.text})
             case ToolCallStarted():
                 self._held = ""
-                return self._close() + self._start("tool_use", id=event_.id or tool_use_id(), name=event_.name)
+                id = event_.id or call_id("toolu_", self._id, index, event_.index)
+                return self._close() + self._start("tool_use", id=id, name=event_.name)
             case ToolCallDelta():
                 delta = {"type": "input_json_delta", "partial_json": event_.arguments}
                 return self._piece("tool_use", event_.arguments, delta)

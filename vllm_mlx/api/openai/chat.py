@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
+from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.openai import render
 from vllm_mlx.api.openai.convert import chat_request
 from vllm_mlx.api.openai.schemas import ChatCompletionRequest
@@ -41,7 +41,7 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
     check_trust(context, caller, body.repetition_policy_override)
     n = body.n or 1
     check_choices(context, n)
-    id = render.make_id("chatcmpl")
+    id = answer_id(context, "chatcmpl-", body)
     requests = [
         chat_request(
             body,
@@ -67,6 +67,7 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
             id=id,
             model=model.id,
             fingerprint=model.fingerprint,
+            created=created(context, model),
             num_choices=n,
             include_usage=bool(body.stream_options and body.stream_options.include_usage),
             diagnostics_level=level,
@@ -78,13 +79,13 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
     answer = {
         "id": id,
         "object": "chat.completion",
-        "created": int(time.time()),
+        "created": created(context, model),
         "model": model.id,
         "system_fingerprint": model.fingerprint,
         "choices": [
             {
                 "index": i,
-                "message": render.chat_message(message),
+                "message": render.chat_message(message, answer_id=id, index=i),
                 "logprobs": render.chat_logprobs(message.logprobs) if body.logprobs else None,
                 "finish_reason": render.finish_reason(final),
                 **render.stop_fields(final),

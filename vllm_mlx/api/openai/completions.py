@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import Generation, ServerContext, get_context
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.openai import render
 from vllm_mlx.api.openai.convert import completion_request, prompts_of
 from vllm_mlx.api.openai.schemas import CompletionRequest
@@ -56,7 +56,9 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
     check_trust(context, caller, body.repetition_policy_override)
     prompts, n = prompts_of(body), body.n or 1
     check_choices(context, n * len(prompts))
-    id = render.make_id("cmpl")
+    service = context.service_of(model.base_id)
+    echoes = await _echoes(service, prompts, n) if body.echo else [""] * (n * len(prompts))
+    id = answer_id(context, "cmpl-", body)
     requests = [
         completion_request(
             body,
@@ -70,8 +72,6 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         for p, prompt in enumerate(prompts)
         for i in range(n)
     ]
-    service = context.service_of(model.base_id)
-    echoes = await _echoes(service, prompts, n) if body.echo else [""] * len(requests)
     job = Job(
         id=id,
         route="completions",
@@ -87,6 +87,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
             id=id,
             model=model.id,
             fingerprint=model.fingerprint,
+            created=created(context, model),
             echoes=echoes,
             choices_per_prompt=n,
         )
@@ -99,7 +100,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
     answer = {
         "id": id,
         "object": "text_completion",
-        "created": int(time.time()),
+        "created": created(context, model),
         "model": model.id,
         "system_fingerprint": model.fingerprint,
         "choices": [
@@ -167,6 +168,7 @@ class CompletionRenderer:
         id: str,
         model: str,
         fingerprint: str,
+        created: int,
         echoes: Sequence[str],
         choices_per_prompt: int,
     ) -> None:
@@ -176,7 +178,7 @@ class CompletionRenderer:
         head = {
             "id": id,
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": created,
             "model": model,
             "system_fingerprint": fingerprint,
         }

@@ -5,8 +5,6 @@ A chunk is bytes made once per stream around an orjson-encoded delta, because it
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import orjson
 
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.identity import call_id
 from vllm_mlx.api.sse import DONE, keep_alive
 from vllm_mlx.generation.events import (
     Finished,
@@ -26,14 +25,6 @@ from vllm_mlx.generation.events import (
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStarted
 
 dumps = orjson.dumps
-
-
-def make_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
-
-
-def tool_call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def finish_reason(finished: Finished) -> str:
@@ -150,19 +141,19 @@ def _ranked(entry: LogprobEntry) -> Iterator[tuple[int, dict[str, Any]]]:
             yield token_id, {"logprob": logprob, "rank": ranks[token_id], "decoded_token": token}
 
 
-def chat_message(message: Message) -> dict[str, Any]:
-    """An assistant message; absent things are absent, except `content`, which clients expect to find."""
+def chat_message(message: Message, *, answer_id: str, index: int) -> dict[str, Any]:
+    """Choice `index`'s assistant message; absent things are absent, except `content`, which clients expect to find."""
     rendered: dict[str, Any] = {"role": "assistant", "content": message.text or None, "refusal": None}
     if message.reasoning:
         rendered["reasoning_content"] = rendered["reasoning"] = message.reasoning
     if message.tool_calls:
         rendered["tool_calls"] = [
             {
-                "id": call.id or tool_call_id(),
+                "id": call.id or call_id("call_", answer_id, index, number),
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments or "{}"},
             }
-            for call in message.tool_calls
+            for number, call in enumerate(message.tool_calls)
         ]
     elif not message.reasoning:
         rendered["content"] = message.text
@@ -184,6 +175,7 @@ class ChatRenderer:
         id: str,
         model: str,
         fingerprint: str,
+        created: int,
         num_choices: int,
         include_usage: bool,
         diagnostics_level: str | None,
@@ -191,10 +183,11 @@ class ChatRenderer:
         head = {
             "id": id,
             "object": "chat.completion.chunk",
-            "created": int(time.time()),
+            "created": created,
             "model": model,
             "system_fingerprint": fingerprint,
         }
+        self._id = id
         self._head = b"data: " + dumps(head)[:-1]
         # While a usage chunk is still to come, every other one says that it has none.
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
@@ -219,7 +212,7 @@ class ChatRenderer:
                 function = {"name": event.name, "arguments": ""}
                 call = {
                     "index": event.index,
-                    "id": event.id or tool_call_id(),
+                    "id": event.id or call_id("call_", self._id, index, event.index),
                     "type": "function",
                     "function": function,
                 }

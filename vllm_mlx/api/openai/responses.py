@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -16,12 +16,13 @@ from starlette.responses import Response
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServedModel, ServerContext, get_context
 from vllm_mlx.api.errors import HttpError
+from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.live import LiveRequest
 from vllm_mlx.api.openai.convert import refuse
 from vllm_mlx.api.openai.render import diagnostics_level
 from vllm_mlx.api.openai.response_store import StoredResponse
 from vllm_mlx.api.openai.responses_convert import Converted, input_items, prompt_request, responses_request
-from vllm_mlx.api.openai.responses_render import ResponseRenderer, make_id
+from vllm_mlx.api.openai.responses_render import ResponseRenderer
 from vllm_mlx.api.openai.responses_schemas import FunctionTool, InputItem, InputTokensRequest, ResponsesRequest
 from vllm_mlx.api.params import rename_by, renamed_params
 from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
@@ -53,18 +54,19 @@ async def create_response(http: Request, context: Context) -> Response:
     model = find_model(context, body.model, body.adapter)
     caller = caller_of(http)
     check_trust(context, caller, body.repetition_policy_override)
-    id = make_id("resp")
+    id = answer_id(context, "resp_", body)
     history = earlier_items(context, http, body.previous_response_id)
     converted = responses_request(
         body, id=id, history=history, client=caller.name, namespace=caller.namespace, model=model.id
     )
     cache = context.settings.cache
     renderer = ResponseRenderer(
-        head_of(body, converted, id=id, model=model),
+        head_of(body, converted, id=id, model=model, created_at=created(context, model)),
         names=converted.names,
         seals_reasoning="reasoning.encrypted_content" in (body.include or ()),
         block_size=cache.block_size if cache.prefix_cache else None,
         diagnostics_level=diagnostics_level(body.include_diagnostics, body.diagnostics_level),
+        now=lambda: created(context, model),
         keep=_keeper(context, http, body) if body.store is not False else lambda response: None,
     )
     job = Job(
@@ -177,14 +179,16 @@ async def list_input_items(
     return json_response({"object": "list", "data": page, **ends, "has_more": len(items) > limit})
 
 
-def head_of(body: ResponsesRequest, converted: Converted, *, id: str, model: ServedModel) -> dict[str, Any]:
+def head_of(
+    body: ResponsesRequest, converted: Converted, *, id: str, model: ServedModel, created_at: int
+) -> dict[str, Any]:
     """What of a response is known from its request."""
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
     choice = body.tool_choice
     head = {
         "id": id,
         "object": "response",
-        "created_at": int(time.time()),
+        "created_at": created_at,
         "completed_at": None,
         "background": False,
         "error": None,
@@ -263,7 +267,7 @@ def stored_item(item: Any) -> dict[str, Any]:
         kind = "output_text" if dumped["role"] == "assistant" else "input_text"
         dumped["content"] = [{"type": kind, "text": dumped["content"]}]
     prefix = "msg" if dumped["type"] == "message" else "item"
-    return {"id": make_id(prefix), "status": "completed", **dumped}
+    return {"id": f"{prefix}_{uuid.uuid4().hex}", "status": "completed", **dumped}
 
 
 def _namer(converted: Converted) -> Callable[[str], str]:

@@ -5,14 +5,13 @@ created in_progress ( output_item.added part.added delta* done part.done output_
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.identity import call_id
 from vllm_mlx.api.openai.render import diagnostics_of, stop_fields
 from vllm_mlx.api.openai.responses_convert import ToolName, seal
 from vllm_mlx.api.sse import keep_alive
@@ -21,10 +20,6 @@ from vllm_mlx.parsers.events import ReasoningDelta, TextDelta, ToolCallDelta, To
 
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
 _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
-
-
-def make_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def usage_of(usage: GenerationUsage, *, block_size: int | None) -> dict[str, Any]:
@@ -43,7 +38,8 @@ def usage_of(usage: GenerationUsage, *, block_size: int | None) -> dict[str, Any
 class ResponseRenderer:
     """Bytes of a streamed response; `response` is the whole object. One per HTTP request; implements `sse.Renderer`.
 
-    `head` holds the fields known from the request; `keep` is called once with the final object.
+    `head` holds the fields known from the request; `now` dates its completion; `keep` is called once with the final
+    object.
     """
 
     def __init__(
@@ -54,6 +50,7 @@ class ResponseRenderer:
         seals_reasoning: bool,
         block_size: int | None,
         diagnostics_level: str | None,
+        now: Callable[[], int],
         keep: Callable[[dict[str, Any]], None],
     ) -> None:
         self.response: dict[str, Any] = {**head, "status": "in_progress", "output": [], "usage": None}
@@ -61,6 +58,7 @@ class ResponseRenderer:
         self._seals_reasoning = seals_reasoning
         self._block_size = block_size
         self._diagnostics_level = diagnostics_level
+        self._now = now
         self._keep = keep
         self._number = 0
         self._item: dict[str, Any] | None = None
@@ -109,7 +107,8 @@ class ResponseRenderer:
 
     def _open(self, kind: str, **fields: Any) -> bytes:
         self._pieces = []
-        self._item = {"id": make_id(_PREFIXES[kind]), "type": kind, **fields, "status": "in_progress"}
+        id = call_id(f"{_PREFIXES[kind]}_", self.response["id"], 0, len(self.response["output"]))
+        self._item = {"id": id, "type": kind, **fields, "status": "in_progress"}
         return self._event("response.output_item.added", output_index=len(self.response["output"]), item=self._item)
 
     def _text(self, text: str) -> bytes:
@@ -143,7 +142,8 @@ class ResponseRenderer:
 
     def _open_call(self, event: ToolCallStarted) -> bytes:
         name = self._names.get(event.name, ToolName(event.name))
-        fields: dict[str, Any] = {"call_id": event.id or f"call_{uuid.uuid4().hex[:24]}", "name": name.name}
+        id = event.id or call_id("call_", self.response["id"], 0, event.index)
+        fields: dict[str, Any] = {"call_id": id, "name": name.name}
         if name.namespace is not None:
             fields["namespace"] = name.namespace
         if name.is_custom:
@@ -197,7 +197,7 @@ class ResponseRenderer:
         self.response.update(
             status=status,
             incomplete_details={"reason": "max_output_tokens"} if status == "incomplete" else None,
-            completed_at=int(time.time()) if status == "completed" else None,
+            completed_at=self._now() if status == "completed" else None,
             usage=usage_of(final.usage, block_size=self._block_size),
         )
         if final.reason in ("repetition", "cancelled"):
