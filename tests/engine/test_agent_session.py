@@ -73,3 +73,16 @@ def test_identical_prompts_at_once_are_prefilled_once(harness: EngineHarness) ->
     computed = harness.scheduler.counters.num_prefilled_tokens - before
     assert computed <= 320 + 6 * (10 + BLOCK), f"computed {computed} tokens for 320 shared and 60 new ones"
     assert all(harness.answers[i].reason == "length" for i in ids)
+
+
+def test_an_answer_that_comes_back_in_other_tokens_costs_no_more_than_itself(harness: EngineHarness) -> None:
+    """Text does not always become the tokens that it was generated as; the prompt before it must still be found."""
+    rng = random.Random(8)
+    conversation = words(rng, 400)
+    answer = harness.lone(conversation, max_tokens=40)
+    retold = [*answer[:20], (answer[20] + 1) % 500 + 20, *answer[21:]]
+    before = harness.scheduler.counters.num_prefilled_tokens
+    new = words(rng, 30)
+    harness.lone(conversation + retold + new, max_tokens=2)
+    computed = harness.scheduler.counters.num_prefilled_tokens - before
+    assert computed <= len(answer) + len(new) + BLOCK, f"computed {computed} tokens"

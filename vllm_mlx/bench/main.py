@@ -30,6 +30,10 @@ EXTRA = {"repetition_policy_override": "off"}
 
 def run(argv: Sequence[str]) -> int:
     """The command; returns the exit code: 1 when a number was missed or a request failed."""
+    if "--agent" in argv:
+        from vllm_mlx.bench import agent
+
+        return agent.run([argument for argument in argv if argument != "--agent"])
     options = parse(argv)
     is_shown = sys.stderr.isatty() if options.json == "-" else sys.stdout.isatty()
     console = Console(stderr=options.json == "-", width=None if is_shown else TABLE_WIDTH)
@@ -50,6 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="vllm-mlx bench", allow_abbrev=False, description=__doc__.split("\n\n")[1].replace("\n", " ")
     )
     parser.add_argument("model", nargs="?", help="model to start servers on; otherwise one of random weights is built")
+    parser.add_argument("--agent", action="store_true",
+                        help="measure a day of agents instead: sessions, restarts, stalls (`bench --agent --help`)")
     parser.add_argument("--numbers", action="store_true", help="measure the numbers this server promises")
     parser.add_argument("--url", help="measure this running server instead of starting one, e.g. http://host:8000/v1")
     parser.add_argument("--compare", metavar="URL", action="append", default=[],

@@ -107,6 +107,11 @@ def _corpus() -> Iterator[str]:
         yield make_text(rng, words, 600)
 
 
+def silent_ids(folder: Path) -> list[int]:
+    """Ids that the built model in `folder` never generates."""
+    return _silent_rows(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+
 def _silent_rows(tokenizer: Tokenizer) -> list[int]:
     """Ids that must never be generated: special tokens, and bytes that are no character by themselves."""
     special = list(range(len(SPECIAL)))  # the trainer puts them first

@@ -256,16 +256,17 @@ class PrefixCache:
         """Drop checkpoints on the way to the newest that lie closer together the further back they are.
 
         Between two kept ones the distance is at least half of what the later is from the end, so a conversation of n
-        tokens keeps about log n of them. Branch points and locked ends stay.
+        tokens keeps about log n of them. Branch points and locked ends stay, and so does the last before the newest:
+        an answer that comes back in other tokens than it was made of still finds the end of its prompt.
         """
-        kept = newest.end
+        kept, is_last_before = newest.end, True
         for node in list(newest.path())[1:]:
             if node.checkpoint is None:
                 continue
             is_branch = len(node.children) > 1 or (node.num_locks and not node.children)
             older = next((n.end for n in node.path() if n is not node and n.checkpoint is not None), 0)
-            if is_branch or kept - older > (newest.end - kept) // 2 + self.min_checkpoint_gap:
-                kept = node.end
+            if is_last_before or is_branch or kept - older > (newest.end - kept) // 2 + self.min_checkpoint_gap:
+                kept, is_last_before = node.end, False
                 continue
             self.nbytes -= node.checkpoint.nbytes
             node.checkpoint = None

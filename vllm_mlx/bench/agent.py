@@ -1,0 +1,331 @@
+"""`vllm-mlx bench --agent`: what an agent's day costs, in counts and ratios.
+
+sessions   prompt tokens computed in a growing conversation, over those that nobody can avoid; in memory, and restarted
+restore    time to the first token of a long prompt, computed against read back from disk
+gaps       other streams' gaps while a long prompt is computed
+rows       one long row beside many short ones: bytes held, and speed against equal rows
+
+Unavoidable is what a turn adds: its prompt less the prompt and the answer before it. asyncio thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vllm_mlx.bench import servers
+from vllm_mlx.bench.agent_models import KINDS, build_kind
+from vllm_mlx.bench.client import Endpoint, Receiver, send, stream_chat
+from vllm_mlx.bench.measure import Trace
+from vllm_mlx.bench.model import build
+from vllm_mlx.bench.workloads import Message, Writer
+from vllm_mlx.errors import SettingsError, VllmMlxError
+
+PARTS = ("sessions", "restore", "gaps", "rows")
+EXTRA = {"repetition_policy_override": "off", "ignore_eos": True, "temperature": 0}
+SYSTEM_TOKENS, ANSWER_TOKENS = 2000, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number; `limit` in words of the promise, None where nothing is promised (rivals)."""
+
+    part: str
+    what: str
+    value: str
+    limit: str | None = None
+    is_met: bool = True
+
+
+@dataclass
+class Bill:
+    """Prompt tokens of a session: computed, and unavoidable."""
+
+    computed: int = 0
+    unavoidable: int = 0
+    before: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, trace: Trace) -> None:
+        prompt, cached = trace.num_prompt_tokens or 0, trace.num_cached_tokens or 0
+        self.computed += prompt - cached
+        self.unavoidable += max(0, prompt - self.before)
+        self.before = prompt + (trace.num_completion_tokens or 0)
+        self.seconds.append((trace.stamps[0] if trace.stamps else trace.ended) - trace.started)
+
+    @property
+    def ratio(self) -> float:
+        return self.computed / max(1, self.unavoidable)
+
+
+class Session:
+    """A conversation that grows turn by turn, as an agent's: instructions, then tool results of some length."""
+
+    def __init__(self, seed: int, num_turns: int, num_tokens: int) -> None:
+        writer = Writer(seed)
+        per_turn = max(16, (num_tokens - SYSTEM_TOKENS) // num_turns - ANSWER_TOKENS)
+        self.messages: list[Message] = [{"role": "system", "content": writer.text(SYSTEM_TOKENS)}]
+        self.turns = [writer.text(per_turn) for _ in range(num_turns)]
+
+    async def play(self, endpoint: Endpoint, turns: range, bill: Bill) -> None:
+        for turn in turns:
+            self.messages.append({"role": "user", "content": self.turns[turn]})
+            trace = await _ask(endpoint, self.messages, ANSWER_TOKENS)
+            bill.add(trace)
+            self.messages.append({"role": "assistant", "content": trace.text})
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; 1 when a promised number was missed."""
+    options = parse(argv)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    rows = asyncio.run(_measure(options, console))
+    table = Table(title="An agent's day")
+    for heading in ("part", "what", "measured", "promised"):
+        table.add_column(heading)
+    for row in rows:
+        verdict = "" if row.limit is None else f"{row.limit} {'✓' if row.is_met else '✗'}"
+        table.add_row(row.part, row.what, row.value, verdict)
+    console.print(table)
+    return 0 if all(row.is_met for row in rows) else 1
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vllm-mlx bench --agent", allow_abbrev=False, description="Measure a day of agents."
+    )
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated, of {', '.join(PARTS)}")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of caches, of {', '.join(KINDS)}")
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--session-tokens", type=int, default=20_000, help="of a session's last prompt, about")
+    parser.add_argument("--prefix-tokens", type=int, default=10_000, help="of the prefix that is read back")
+    parser.add_argument("--prefill-tokens", type=int, default=16_000, help="of the prompt beside running streams")
+    parser.add_argument("--restore-size", default="150m", help="of the model whose prefix is read back")
+    parser.add_argument("--rival", choices=("mlx-lm",), help="replay the sessions on mlx-lm's server too, on our BLAS")
+    parser.add_argument("--folder", type=Path, help="where built models are kept")
+    options = parser.parse_args(list(argv))
+    for name, known in (("parts", PARTS), ("kinds", KINDS)):
+        chosen = getattr(options, name).split(",")
+        if unknown := [word for word in chosen if word not in known]:
+            raise SettingsError(f"--{name} does not know {unknown[0]!r}; choose of {', '.join(known)}.")
+        setattr(options, name, chosen)
+    return options
+
+
+async def _measure(options: argparse.Namespace, console: Console) -> list[Row]:
+    from vllm_mlx.bench.main import default_folder
+
+    folder = options.folder or default_folder()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="vllm-mlx-agent-") as scratch:
+        for part in options.parts:
+            measured = {"sessions": _sessions, "restore": _restore, "gaps": _gaps, "rows": _rows}[part]
+            async for row in measured(options, folder, Path(scratch)):
+                console.print(f"{row.part}: {row.what}: {row.value}")
+                rows.append(row)
+    return rows
+
+
+# ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _sessions(options: argparse.Namespace, folder: Path, scratch: Path) -> AsyncIterator[Row]:
+    for kind in options.kinds:
+        model = str(build_kind(folder, kind))
+        half, all_turns = options.turns // 2, options.turns
+        disk = ["--disk-cache", str(scratch / kind)]
+
+        bill, session = Bill(), Session(7, all_turns, options.session_tokens)
+        async with _ours(model) as endpoint:
+            await session.play(endpoint, range(all_turns), bill)
+        yield _session_row(kind, "in memory", bill, "<= 1.02")
+
+        bill, session = Bill(), Session(8, all_turns, options.session_tokens)
+        async with _ours(model, disk) as endpoint:
+            await session.play(endpoint, range(half), bill)
+        async with _ours(model, disk) as endpoint:
+            await session.play(endpoint, range(half, all_turns), bill)
+        yield _session_row(kind, "restarted half way, from disk", bill, "<= 1.02")
+
+        if options.rival:
+            bill, session = Bill(), Session(7, all_turns, options.session_tokens)
+            try:
+                async with _mlx_lm(model) as endpoint:
+                    await session.play(endpoint, range(half), bill)
+                    yield _session_row(kind, f"mlx-lm's server, the first {half} turns", bill, None)
+                    await session.play(endpoint, range(half, all_turns), bill)
+                yield _session_row(kind, "mlx-lm's server, in memory", bill, None)
+            except VllmMlxError as error:
+                yield Row("sessions", f"{kind}, mlx-lm's server", f"fails: {str(error)[:80]}")
+
+
+def _session_row(kind: str, what: str, bill: Bill, limit: str | None) -> Row:
+    seconds = f"{statistics.median(bill.seconds):.2f} s to the first token"
+    value = f"{bill.ratio:.3f} ({bill.computed} computed, {bill.unavoidable} unavoidable; {seconds})"
+    return Row("sessions", f"{kind}, {what}", value, limit, limit is None or bill.ratio <= 1.02)
+
+
+# ── restore ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _restore(options: argparse.Namespace, folder: Path, scratch: Path) -> AsyncIterator[Row]:
+    """The same prompt with another last line: computed, then read back by a new process."""
+    model, disk = str(build(folder, options.restore_size)), ["--disk-cache", str(scratch / "restore")]
+    writer = Writer(11)
+    stem = {"role": "system", "content": writer.text(options.prefix_tokens)}
+    questions = [{"role": "user", "content": writer.text(16)} for _ in range(3)]
+
+    async def first_token(endpoint: Endpoint, question: Message) -> tuple[float, int, int]:
+        trace = await _ask(endpoint, [stem, question], 1)
+        return trace.stamps[0] - trace.started, trace.num_prompt_tokens or 0, trace.num_cached_tokens or 0
+
+    async with _ours(model, disk) as endpoint:
+        computed_s, num_prompt, _ = await first_token(endpoint, questions[0])
+    read = []
+    for question in questions[1:]:
+        async with _ours(model, disk) as endpoint:
+            seconds, _, num_cached = await first_token(endpoint, question)
+            read.append(seconds)
+    ratio = computed_s / statistics.median(read)
+    value = (
+        f"{ratio:.1f} times ({computed_s:.2f} s computed, {statistics.median(read):.2f} s read; "
+        f"{num_cached} of {num_prompt} tokens)"
+    )
+    yield Row("restore", f"{options.restore_size} model", value, ">= 10", ratio >= 10)
+
+
+# ── gaps ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _gaps(options: argparse.Namespace, folder: Path, scratch: Path) -> AsyncIterator[Row]:
+    """Four streams run while one long prompt is computed: their gaps within that time."""
+    model, target_s, writer = str(build(folder, "30m")), 0.25, Writer(13)
+    flags = ["--runtime-mode", "batched", "--stall-target-ms", str(target_s * 1000)]
+    async with _ours(model, flags) as endpoint, AsyncExitStack() as stack:
+        streams = [await _open(endpoint, _prompt(writer, 24), 20_000, stack) for _ in range(4)]
+        await asyncio.sleep(2)
+        long = await _ask(endpoint, _prompt(writer, options.prefill_tokens), 1)
+        gaps = [
+            later - earlier
+            for stream in streams
+            for (earlier, _), (later, _) in pairwise(stream.pieces)
+            if long.started <= earlier and later <= long.stamps[0]
+        ]
+    p99 = statistics.quantiles(gaps, n=100)[98]
+    value = (
+        f"p99 {p99 * 1000:.0f} ms, median {statistics.median(gaps) * 1000:.0f} ms, most {max(gaps) * 1000:.0f} ms "
+        f"({long.num_prompt_tokens} tokens in {long.stamps[0] - long.started:.1f} s)"
+    )
+    yield Row("gaps", "4 streams beside one prompt", value, f"p99 < {2000 * target_s:.0f} ms", p99 < 2 * target_s)
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _rows(options: argparse.Namespace, folder: Path, scratch: Path) -> AsyncIterator[Row]:
+    """Decoding of one long and 31 short rows, and of 32 equal ones with as many tokens together."""
+    model, long, short = str(build(folder, "30m")), 8192, 256
+    equal = (long + 31 * short) // 32
+    speeds: dict[str, list[float]] = {"mixed": [], "equal": []}
+    worst = 1.0
+    async with _ours(model, ["--runtime-mode", "batched", "--disable-prefix-cache"]) as endpoint:
+        for round_ in range(3):
+            for name, lengths in (("mixed", [long] + [short] * 31), ("equal", [equal] * 32)):
+                speed, ratio = await _decode_speed(endpoint, lengths, seed=100 * round_ + len(name))
+                speeds[name].append(speed)
+                worst = max(worst, ratio) if name == "mixed" else worst
+    yield Row("rows", "KV bytes held, of those of the tokens alive", f"{worst:.3f}", "<= 1.25", worst <= 1.25)
+    mixed, same = statistics.median(speeds["mixed"]), statistics.median(speeds["equal"])
+    value = f"{mixed / same:.2f} ({mixed:.0f} tokens/s mixed, {same:.0f} equal)"
+    yield Row("rows", "decode speed, of 32 equal rows", value, ">= 0.8", mixed / same >= 0.8)
+
+
+async def _decode_speed(endpoint: Endpoint, lengths: Sequence[int], *, seed: int) -> tuple[float, float]:
+    """Tokens a second while all rows decode for ten seconds, and the most KV held over KV alive."""
+    writer, worst = Writer(seed), 1.0
+    async with AsyncExitStack() as stack:
+        streams = [await _open(endpoint, _prompt(writer, length), 20_000, stack) for length in lengths]
+        while not all(_num_tokens(stream) > 1 for stream in streams):
+            await asyncio.sleep(0.1)
+        started, before = time.perf_counter(), sum(_num_tokens(stream) for stream in streams)
+        while time.perf_counter() - started < 8:
+            await asyncio.sleep(1)
+            stats = await asyncio.to_thread(_get, endpoint, "/v1/cache/stats")
+            worst = max(worst, float(stats["kv_held_ratio"] or 1))
+        num_tokens = sum(_num_tokens(stream) for stream in streams) - before
+        seconds = time.perf_counter() - started
+    while (await asyncio.to_thread(_get, endpoint, "/v1/status"))["num_running"]:
+        await asyncio.sleep(0.1)
+    return num_tokens / seconds, worst
+
+
+def _num_tokens(stream: Receiver) -> int:
+    return sum(data.count(b"data: ") for _, data in stream.pieces)
+
+
+# ── small pieces ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def _ours(model: str, flags: Sequence[str] = ()) -> AsyncIterator[Endpoint]:
+    port = servers.free_port()
+    async with servers.running(servers.ours(model, port, flags), port, "default") as (endpoint, _):
+        yield endpoint
+
+
+@asynccontextmanager
+async def _mlx_lm(model: str) -> AsyncIterator[Endpoint]:
+    port = servers.free_port()
+    command = servers.mlx_lm(model, port, with_our_blas=True)
+    async with servers.running(command, port, "default_model") as (endpoint, _):
+        yield endpoint
+
+
+async def _ask(endpoint: Endpoint, messages: Sequence[Message], max_tokens: int) -> Trace:
+    body = {
+        "model": endpoint.model,
+        "messages": list(messages),
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **EXTRA,
+    }
+    trace = await stream_chat(endpoint, body)
+    if trace.error is not None:
+        raise VllmMlxError(f"A request failed: {trace.error}")
+    return trace
+
+
+async def _open(
+    endpoint: Endpoint, messages: Sequence[Message], max_tokens: int, stack: AsyncExitStack
+) -> Receiver:
+    """A stream that goes on until the stack ends it."""
+    body = {"model": endpoint.model, "messages": list(messages), "max_tokens": max_tokens, "stream": True, **EXTRA}
+    transport, receiver = await send(endpoint, "/chat/completions", json.dumps(body).encode())
+    stack.callback(transport.abort)
+    return receiver
+
+
+def _prompt(writer: Writer, num_tokens: int) -> list[Message]:
+    return [{"role": "user", "content": writer.text(num_tokens)}]
+
+
+def _get(endpoint: Endpoint, path: str) -> Any:
+    root = endpoint.url.removesuffix("/v1")
+    with urllib.request.urlopen(root + path, timeout=30) as answer:
+        return json.load(answer)
