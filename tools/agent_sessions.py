@@ -71,6 +71,7 @@ class Scale:
     result_chars: int = 500
     answer_tokens: int = 32
     user_every: int = 8
+    max_tools: int = 99
     changes_tools: bool = False
 
 
@@ -98,14 +99,18 @@ class Session:
     num_tools: int
     system_share: float
     """Of the beginning; the rest is tools."""
+    size = 1.0
+    """What its JSON adds to a prompt, or leaves out of it, beside the text."""
 
     def __init__(self, scale: Scale, seed: int = 1) -> None:
         self.scale = scale
         self.write = Writer(seed)
         self.turn = 0
-        self.system = self.write.text(int(scale.base_chars * self.system_share))
-        chars = int(scale.base_chars * (1 - self.system_share) / self.num_tools)
-        self.tools = [self.tool(f"tool_{i}", chars) for i in range(self.num_tools)]
+        base = scale.base_chars * self.size
+        self.system = self.write.text(int(base * self.system_share))
+        num_tools = min(self.num_tools, scale.max_tools)
+        chars = int(base * (1 - self.system_share) / num_tools)
+        self.tools = [self.tool(f"tool_{i}", chars) for i in range(num_tools)]
         self.start()
 
     def start(self) -> None:
@@ -122,12 +127,16 @@ class Session:
         """Append the answer, a call and its result; or, without a result, the answer and a new word of the user."""
         raise NotImplementedError
 
+    def fold(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        """A streamed answer put together, as the client does; AssertionError when the events are not as they must."""
+        raise NotImplementedError
+
     def usage(self, answer: dict[str, Any]) -> Turn:
         raise NotImplementedError
 
     def next_request(self) -> dict[str, Any]:
         if self.scale.changes_tools and self.turn == self.scale.num_turns // 2:
-            self.tools.append(self.tool("tool_that_joined", 800))
+            self.tools.append(self.tool("tool_that_joined", min(800, self.scale.base_chars // 10)))
         return self.body()
 
     def take(self, answer: dict[str, Any]) -> Turn:
@@ -189,8 +198,21 @@ class ClaudeCode(Session):
             "thinking": {"type": "adaptive"},
             "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
             "output_config": {"effort": "high"},
-            "stream": False,
+            "stream": True,
         }
+
+    def fold(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        kinds = [event["type"] for event in events if event["type"] != "ping"]
+        assert kinds[0] == "message_start" and kinds[-2:] == ["message_delta", "message_stop"], kinds
+        blocks: list[dict[str, Any]] = []
+        for event in events:
+            if event["type"] == "content_block_start":
+                assert event["index"] == len(blocks)
+                blocks.append(event["content_block"])
+            elif event["type"] == "content_block_delta" and event["delta"]["type"] == "text_delta":
+                blocks[event["index"]]["text"] += event["delta"]["text"]
+        assert kinds.count("content_block_stop") == len(blocks)
+        return {"content": blocks, "usage": {**events[0]["message"]["usage"], **events[-2]["usage"]}}
 
     def answered(self, answer: dict[str, Any], call_id: str, result: str | None) -> None:
         thought = {"type": "thinking", "thinking": self.write.text(160), "signature": "c2ln"}
@@ -222,6 +244,7 @@ class Codex(Session):
     headers = {"originator": "codex_exec", "session-id": "s-1", "thread-id": "t-1", "x-client-request-id": "t-1"}
     num_tools = 8
     system_share = 0.45
+    size = 1.2
 
     def start(self) -> None:
         def said(role: str, *texts: str) -> dict[str, Any]:
@@ -244,7 +267,7 @@ class Codex(Session):
         metadata = {"turn": str(self.turn), "place": "here"}
         return {
             "model": "gpt-5-codex",
-            "stream": False,
+            "stream": True,
             "store": False,
             "input": self.items,
             "tools": [nested, {"type": "web_search", "external_web_access": False}, *self.tools[3:]],
@@ -256,6 +279,15 @@ class Codex(Session):
             "client_metadata": dict(sorted(metadata.items(), reverse=bool(self.turn % 2))),
             "max_output_tokens": self.scale.answer_tokens,
         }
+
+    def fold(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        kinds = [event["type"].removeprefix("response.") for event in events]
+        assert kinds[:2] == ["created", "in_progress"] and kinds[-1] in ("completed", "incomplete"), kinds
+        done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        answer: dict[str, Any] = events[-1]["response"]
+        assert done == answer["output"]
+        return answer
 
     def answered(self, answer: dict[str, Any], call_id: str, result: str | None) -> None:
         thought = {"type": "reasoning", "id": f"rs_{self.turn}", "summary": []}
@@ -284,6 +316,7 @@ class OpenCode(Session):
     headers = {"x-session-id": "ses_1", "x-session-affinity": "ses_1"}
     num_tools = 10
     system_share = 0.31
+    size = 1.25
 
     def start(self) -> None:
         self.messages: list[dict[str, Any]] = [
@@ -310,8 +343,17 @@ class OpenCode(Session):
             "messages": self.messages,
             "tools": self.tools,
             "tool_choice": "auto",
-            "stream": False,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         }
+
+    def fold(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        *chunks, last = events
+        assert last["choices"] == [] and all(chunk["usage"] is None for chunk in chunks)
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+        assert reasons[-1] and not any(reasons[:-1]), reasons
+        text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        return {"choices": [{"message": {"content": text}}], "usage": last["usage"]}
 
     def answered(self, answer: dict[str, Any], call_id: str, result: str | None) -> None:
         said = answer["choices"][0]["message"]["content"] or "Well."
@@ -346,6 +388,9 @@ async def play(url: str, session: Session) -> list[Turn]:
             answer = await client.post(session.path, json=body)
             if answer.status_code != 200:
                 raise RuntimeError(f"{session.path} answered {answer.status_code}: {answer.text[:500]}")
+            if body.get("stream"):
+                data = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+                return session.fold([json.loads(item) for item in data if item != "[DONE]"])
             found: dict[str, Any] = answer.json()
             return found
 
