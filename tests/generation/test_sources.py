@@ -1,8 +1,11 @@
 import base64
+import datetime
 import os
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +140,49 @@ def internet(**changes):
 def test_a_url_is_fetched_with_its_own_host_name(server):
     assert internet().read(url(server, "/ok"), PARAM).data == b"data"
     assert server.seen[-1] == ("/ok", f"images.example:{server.server_address[1]}")
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """(certificate, key) of an authority of its own, for a name."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    day = datetime.datetime(2020, 1, 1)
+    built = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number(), day,
+                                    day.replace(year=2120))  # fmt: skip
+    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(built.sign(key, hashes.SHA256()).public_bytes(pem))
+    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(plain)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_https_is_checked_against_the_name_and_not_the_address(tmp_path):
+    cert, key = certificate(tmp_path, "images.example")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = []
+    offered = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    offered.load_cert_chain(cert, key)
+    server.socket = offered.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        port = server.server_address[1]
+        sources = internet(trusted=ssl.create_default_context(cafile=cert))
+        assert sources.read(f"https://images.example:{port}/ok", PARAM).data == b"data"
+        assert server.seen == [("/ok", f"images.example:{port}")]
+        for refused in (sources, f"https://other.example:{port}/ok"), (internet(), f"https://images.example:{port}/ok"):
+            with pytest.raises(InvalidRequest, match="certificate") as caught:
+                refused[0].read(refused[1], PARAM)
+            assert caught.value.code == "media_fetch_failed"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_redirects_are_followed_a_few_times(server):

@@ -117,6 +117,8 @@ def cache_stats(engine: EngineStatus) -> dict[str, Any]:
         "num_without_checkpoint": engine.num_without_checkpoint,
         "kv_held_ratio": engine.extra.get("kv_waste_ratio"),
         "disk": engine.extra.get("disk_cache"),
+        "encoder_cache_bytes": engine.extra.get("media_cache_bytes", 0),
+        "num_encoder_runs": engine.extra.get("num_encoder_runs", 0),
     }
 
 

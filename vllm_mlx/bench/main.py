@@ -18,6 +18,8 @@ from rich.console import Console
 
 from vllm_mlx.bench import numbers, servers, workloads
 from vllm_mlx.bench.client import Endpoint
+from vllm_mlx.bench.image_model import build_image_model
+from vllm_mlx.bench.images import ImageBench
 from vllm_mlx.bench.model import SIZES, build
 from vllm_mlx.bench.report import Report, Run
 from vllm_mlx.bench.targets import HttpTarget, OfflineTarget, Target, measure
@@ -57,6 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--agent", action="store_true",
                         help="measure a day of agents instead: sessions, restarts, stalls (`bench --agent --help`)")
     parser.add_argument("--numbers", action="store_true", help="measure the numbers this server promises")
+    parser.add_argument("--images", action="store_true", help="measure what this server promises for pictures")
     parser.add_argument("--url", help="measure this running server instead of starting one, e.g. http://host:8000/v1")
     parser.add_argument("--compare", metavar="URL", action="append", default=[],
                         help="a second running server, interleaved with the first; may be repeated")
@@ -71,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                         help=f"comma-separated, of {', '.join(workloads.WORKLOADS)}")
     parser.add_argument("--streams", default="1,16", metavar="NS", help="comma-separated numbers of concurrent streams")
     parser.add_argument("--requests", type=int, metavar="N", help="requests a run; otherwise one a stream")
-    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="length of each answer: 64, with --images 128")
     parser.add_argument("--prompt-tokens", type=int, default=2000, metavar="N", help="length of long prompts, about")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=1)
@@ -80,6 +83,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write all runs here; `-` for standard output")
     options = parser.parse_args(list(argv))
     options.workload = options.workload.split(",")
+    if options.max_tokens is None:
+        options.max_tokens = 128 if options.images else 64
     if unknown := [name for name in options.workload if name not in workloads.WORKLOADS]:
         raise SettingsError(f"--workload does not know {unknown[0]!r}; choose of {', '.join(workloads.WORKLOADS)}.")
     try:
@@ -95,6 +100,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise SettingsError("--url measures a running server; MODEL, --rival and --offline start their own. Give one.")
     if options.compare and not options.url:
         raise SettingsError("--compare needs --url, the server to compare with.")
+    if options.images and (options.numbers or options.rival or options.offline):
+        raise SettingsError("--images measures servers of this program; leave --numbers, --rival and --offline out.")
     if options.numbers and options.url:
         raise SettingsError("--numbers starts its own servers; leave --url out.")
     return options
@@ -104,7 +111,14 @@ async def _measure(options: argparse.Namespace, report: Report, console: Console
     async with AsyncExitStack() as stack:
         targets = await _targets(options, stack, console)
         console.print(f"measuring {', '.join(targets)} ...")
-        if options.numbers:
+        if options.images:
+            for target in targets.values():
+                assert isinstance(target, HttpTarget)
+                bench = ImageBench(
+                    target.name, target.endpoint, report, max_tokens=options.max_tokens, seed=options.seed
+                )
+                await bench.run(options.rounds)
+        elif options.numbers:
             await numbers.measure_numbers(
                 targets, report, num_rounds=options.rounds, max_tokens=options.max_tokens, seed=options.seed
             )
@@ -134,7 +148,8 @@ async def _targets(options: argparse.Namespace, stack: AsyncExitStack, console: 
     if options.url:
         urls = [options.url, *options.compare]
         return {url: HttpTarget(url, Endpoint(url, options.served_name, options.api_key), EXTRA) for url in urls}
-    model = options.model or str(build(options.folder or default_folder(), options.size))
+    make_model = build_image_model if options.images else build
+    model = options.model or str(make_model(options.folder or default_folder(), options.size))
     console.print(f"model: {model}")
     targets: dict[str, Target] = {}
 

@@ -107,6 +107,7 @@ class ModelRunner:
         self.can_pack = self.can_group and not is_invariant and self._prefills_in_packs()
         self.checkpoint_step = checkpoint_step
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
+        self._num_encoded = 0
         self._seats: dict[str, Seat] = {}
         self._batch: DecodeBatch | None = None
         self._num_packed = 0
@@ -242,6 +243,7 @@ class ModelRunner:
             "num_packed_chunks": self._num_packed,
             "media_cache_bytes": self._media.nbytes,
             **({"batch_invariance": self.invariance.name} if self.invariance.is_promised else {}),
+            "num_encoder_runs": self._num_encoded,
         }
 
     # ── prompt chunks ────────────────────────────────────────────────────────────────────────────────────────
@@ -310,6 +312,7 @@ class ModelRunner:
                 features = self._media.get(span.content_hash)
                 if features is None:
                     features = self.model.encode(span)
+                    self._num_encoded += 1
                     mx.eval(features.arrays())
                     self._media.put(span.content_hash, features)
                 found[index] = features

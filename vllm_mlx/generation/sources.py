@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import socket
+import ssl
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -67,8 +68,9 @@ def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class MediaSources:
-    """Reads media by source. `is_loopback`: only this machine can reach the server. `allows_address` and `resolve` are
-    arguments so that tests can stand in for the internet."""
+    """Reads media by source. `is_loopback`: only this machine can reach the server. `allows_address`, `resolve` and
+    `trusted` (whose certificates count; by default the usual authorities') are arguments so that tests can stand in for
+    the internet."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class MediaSources:
         limits: SourceLimits = SourceLimits(),
         allows_address: Callable[[str], bool] = is_public_address,
         resolve: Resolve = resolve,
+        trusted: ssl.SSLContext | None = None,
     ) -> None:
         self._allows_remote = allows_remote
         self._roots = [Path(r).expanduser().resolve() for r in roots]
@@ -86,6 +89,7 @@ class MediaSources:
         self._limits = limits
         self._allows_address = allows_address
         self._resolve = resolve
+        self._verify: ssl.SSLContext | bool = trusted if trusted is not None else True
 
     @property
     def description(self) -> str:
@@ -209,7 +213,9 @@ class MediaSources:
         try:
             # Neither proxies nor redirects of the client's own: both would connect to something unchecked.
             with (
-                httpx.Client(trust_env=False, follow_redirects=False, timeout=timeout) as client,
+                httpx.Client(
+                    trust_env=False, follow_redirects=False, timeout=timeout, verify=self._verify
+                ) as client,
                 client.stream("GET", pinned, headers=headers, extensions=extensions) as response,
             ):
                 if response.status_code in _REDIRECTS and "location" in response.headers:
