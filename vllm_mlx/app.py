@@ -45,6 +45,7 @@ from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
 from vllm_mlx.observability import logs
 from vllm_mlx.observability.journal import ProblemHandler
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
+from vllm_mlx.warm import read_prompts, warm
 
 # The site map: explicit on purpose.
 ROUTERS = (
@@ -133,6 +134,8 @@ def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit code; raises one-sentence errors for what cannot be served."""
     settings, notes = settings.resolve()
     check_formats(settings)
+    warming: list[asyncio.Task[None]] = []
+    prompts = read_prompts(settings.cache.warm_prompts) if settings.cache.warm_prompts else []
     server = settings.server
     handler = logs.configure(server.log_level, server.log_format)
     context = ServerContext(
@@ -154,6 +157,8 @@ def serve(settings: Settings) -> int:
         if line is not None:
             line.show("")
         print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True)
+        if prompts:
+            warming.append(asyncio.get_running_loop().create_task(warm(context, prompts), name="warm prompts"))
 
     lifecycle = Lifecycle(
         http,

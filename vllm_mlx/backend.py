@@ -342,7 +342,7 @@ def disk_options(settings: Settings, profile: ModelProfile) -> DiskOptions | Non
         folder=Path(cache.disk_cache).expanduser(),
         limit_bytes=int(cache.disk_cache_gb * 2**30),
         min_tokens=cache.disk_cache_min_tokens,
-        model=f"{profile.name} {profile.fingerprint} ({precision}, blocks of {cache.block_size}, no adapter)",
+        model=f"{profile.name} {profile.fingerprint} ({precision}, blocks of {cache.block_size})",
     )
 
 

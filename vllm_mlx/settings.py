@@ -211,6 +211,9 @@ class CacheSettings:
     disk_cache_min_tokens: int = option(
         1024, "Prefixes of so many tokens are written at their first use, shorter ones at their second.",
         "--disk-cache-min-tokens", minimum=1)
+    warm_prompts: str | None = option(
+        None, "File of prompts that are computed before anybody asks them: JSON lines, each the body of a chat or of a "
+        "completion.", "--warm-prompts", metavar="FILE")
 
 
 @dataclass(frozen=True, slots=True)
