@@ -265,11 +265,11 @@ async def _decode_speed(endpoint: Endpoint, lengths: Sequence[int], *, seed: int
         started, before = time.perf_counter(), sum(_num_tokens(stream) for stream in streams)
         while time.perf_counter() - started < 8:
             await asyncio.sleep(1)
-            stats = await asyncio.to_thread(_get, endpoint, "/v1/cache/stats")
+            stats = await asyncio.to_thread(get_json, endpoint, "/v1/cache/stats")
             worst = max(worst, float(stats["kv_held_ratio"] or 1))
         num_tokens = sum(_num_tokens(stream) for stream in streams) - before
         seconds = time.perf_counter() - started
-    while (await asyncio.to_thread(_get, endpoint, "/v1/status"))["num_running"]:
+    while (await asyncio.to_thread(get_json, endpoint, "/v1/status"))["num_running"]:
         await asyncio.sleep(0.1)
     return num_tokens / seconds, worst
 
@@ -325,7 +325,8 @@ def _prompt(writer: Writer, num_tokens: int) -> list[Message]:
     return [{"role": "user", "content": writer.text(num_tokens)}]
 
 
-def _get(endpoint: Endpoint, path: str) -> Any:
+def get_json(endpoint: Endpoint, path: str) -> Any:
+    """What the server answers at `path`, which is not under /v1 by itself. Blocks."""
     root = endpoint.url.removesuffix("/v1")
     with urllib.request.urlopen(root + path, timeout=30) as answer:
         return json.load(answer)
