@@ -67,7 +67,13 @@ async def ask(endpoint: Endpoint, turn: Turn) -> tuple[str, int]:
 
 
 async def canary(
-    *, kind: str, minutes: float, num_asked: int = 1 << 60, num_clients: int = 32, num_conversations: int = 40, folder: Path | None = None
+    *,
+    kind: str,
+    minutes: float,
+    num_asked: int = 1 << 60,
+    num_clients: int = 32,
+    num_conversations: int = 40,
+    folder: Path | None = None,
 ) -> tuple[Counter[str], list[str]]:
     """Counts of what happened, and a line for each answer that was not its canary's."""
     model = str(build_kind(folder or default_folder(), kind))
@@ -99,7 +105,9 @@ async def canary(
                     counts["cached tokens"] += num_cached
                     if text != expected[index]:
                         others = [i for i, other in expected.items() if other == text]
-                        wrong.append(f"turn {index} ({num_cached} cached): {text!r} is not {expected[index]!r} {others}")
+                        wrong.append(
+                            f"turn {index} ({num_cached} cached): {text!r} is not {expected[index]!r} {others}"
+                        )
 
             await asyncio.gather(*(client(number) for number in range(num_clients)))
             stats: dict[str, Any] = await asyncio.to_thread(get_json, endpoint, "/v1/cache/stats")
