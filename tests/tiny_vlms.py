@@ -315,6 +315,30 @@ def _gemma4(out: Path, model_type: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _paligemma(out: Path, model_type: str) -> dict[str, Any]:
+    names = {"bos_token": "<bos>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"}}
+    ids = make_tokenizer(
+        out, specials=["<pad>", "<eos>", "<bos>", "<image>"], tokenizer_class="PreTrainedTokenizerFast", pad="<pad>",
+        eos="<eos>", extra=names, chat_template="",
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="SiglipImageProcessor", processor_class="PaliGemmaProcessor", do_resize=True,
+            size=dict(height=56, width=56), image_seq_length=16, resample=3,
+        ),
+    )  # fmt: skip
+    text = dict(_TEXT, model_type="gemma", head_dim=16, rope_theta=1e4, num_image_tokens=16)
+    return dict(
+        model_type="paligemma", image_token_index=ids["<image>"], pad_token_id=ids["<pad>"], hidden_size=64,
+        eos_token_id=[ids["<eos>"]], vocab_size=VOCAB, projection_dim=64, text_config=text,
+        vision_config=dict(
+            _TOWER, model_type="siglip_vision_model", num_hidden_layers=2, patch_size=14, image_size=56,
+            projection_dim=64,
+        ),
+    )  # fmt: skip
+
+
 VLM = {
     "qwen3_vl": _qwen3,
     "qwen3_vl_moe": _qwen3,
@@ -335,6 +359,9 @@ VLM = {
 }
 
 
+# Models that see a prompt as a whole; `tests/models/test_whole.py`.
+WHOLE = {"paligemma": _paligemma}
+
 # The text builder owns the name "qwen3_5".
 VLM_NAMES = tuple(f"{name}_mm" if name == "qwen3_5" else name for name in VLM)
 
@@ -343,7 +370,7 @@ def build_vlm(name: str, out: Path) -> None:
     from mlx_vlm.utils import get_model_and_args, update_module_configs
 
     model_type = name.removesuffix("_mm")
-    config = VLM[model_type](out, model_type)
+    config = {**VLM, **WHOLE}[model_type](out, model_type)
     write_json(out / "config.json", config)
     full = json.loads(json.dumps(config))
     full.setdefault("text_config", full.pop("llm_config", {}))

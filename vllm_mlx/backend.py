@@ -396,6 +396,8 @@ def served_model(settings: Settings, profile: ModelProfile) -> ServedModel:
         tool_parser=_named(settings.parsing.tool_call_parser),
         weights_bytes=profile.weights_bytes,
         notes=profile.notes,
+        runs_batched=profile.runs_batched,
+        shares_prefixes=profile.shares_prefixes,
     )
 
 

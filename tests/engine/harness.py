@@ -86,7 +86,7 @@ class EngineHarness:
                 self.tier.poll(0)
         self.scheduler = Scheduler(
             self.runner,
-            self.cache,
+            self.cache if model.profile.shares_prefixes else None,
             self.limits,
             max_tokens_per_step=256,
             chunk_sizer=FixedChunk(chunk),

@@ -284,6 +284,13 @@ def test_harmony_calls_follow_the_reasoning_or_come_at_once() -> None:
         assert takes(compiled.make(reasoning), ids_of(tokenizer, text)) is is_good, text
 
 
+def test_a_tokenizer_may_have_added_tokens_that_the_model_does_not_know() -> None:
+    tokenizer = byte_tokenizer(special=("<known>", "<loc0001>", "<loc0002>"))
+    compiler = compiler_for(tokenizer, tokenizer.token_to_id("<known>") + 1)
+    constraint = compiler.output_format(OutputFormat("choice", ("yes", "no"))).make()
+    assert takes(constraint, [*ids_of(tokenizer, "yes"), tokenizer.token_to_id(EOS)])
+
+
 def test_special_tokens_of_an_envelope_are_named_by_id() -> None:
     tokenizer = byte_tokenizer(special=("<tool_call>", "</tool_call>", "<other>"))
     compiler = compiler_for(tokenizer)

@@ -59,9 +59,6 @@ def test_models_that_are_no_decoder_over_embeddings_are_refused() -> None:
         find_generic_family(object(), "a depth estimator", "depth_anything")
 
 
-def test_a_model_that_reads_in_both_directions_is_refused_with_its_reason() -> None:
-    with pytest.raises(ModelLoadError, match="both directions"):
-        find_generic_family(object(), "x", "paligemma")
 
 
 def test_the_family_is_chosen_by_what_the_model_can_say() -> None:

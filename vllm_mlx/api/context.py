@@ -80,6 +80,8 @@ class ServedModel:
     tool_parser: str | None = None
     weights_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    runs_batched: bool = True
+    shares_prefixes: bool = True
     adapter: str = ""
 
     @property

@@ -80,13 +80,14 @@ def build_engine(
             f"Only {options.memory_bytes / 2**20:.0f} MiB are left for the KV cache after loading the weights; "
             f"{MIN_KV_BYTES >> 20} MiB are the least. Use a smaller or more strongly quantised model."
         )
+    prefix_cache_bytes = options.prefix_cache_bytes if model.profile.shares_prefixes else 0
     quantization = Quantization(options.kv_bits, options.kv_group_size) if options.kv_bits else None
     try:
         runner = ModelRunner(
             model,
             quantization=quantization,
             media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
-            checkpoint_step=options.block_size if options.prefix_cache_bytes else 0,
+            checkpoint_step=options.block_size if prefix_cache_bytes else 0,
             is_invariant=options.batch_invariant,
             seed=options.seed,
         )
@@ -98,10 +99,10 @@ def build_engine(
             "or choose another --kv-group-size."
         ) from error
     cache = None
-    if options.prefix_cache_bytes:
+    if prefix_cache_bytes:
         cache = PrefixCache(
             block_size=options.block_size,
-            budget_bytes=min(options.prefix_cache_bytes, options.memory_bytes),
+            budget_bytes=min(prefix_cache_bytes, options.memory_bytes),
             needs_checkpoint=runner.needs_checkpoint,
         )
     value_bytes = 4 if model.profile.dtype == "float32" else 2

@@ -122,7 +122,10 @@ class GrammarCompiler:
                 try:
                     document = self._tokenizer_json()
                     added = json.loads(document).get("added_tokens", ())
-                    self._added_tokens = {t["content"]: t["id"] for t in added if t["id"] < self._vocab_size}
+                    known = [t for t in added if t["id"] < self._vocab_size]
+                    if len(known) < len(added):  # tokens for which the model has no logits
+                        document = json.dumps({**json.loads(document), "added_tokens": known})
+                    self._added_tokens = {t["content"]: t["id"] for t in known}
                     self._tokenizer = LLTokenizer(
                         document, n_vocab=self._vocab_size, eos_token=list(self._eos_token_ids)
                     )

@@ -85,7 +85,6 @@ class GenericMRopeFamily(GenericFamily, ThreeAxisFamily):
 _NOT_RUNNABLE = {
     "mllama": "reads images by cross-attention",
     "florence2": "is an encoder with a decoder",
-    "paligemma": "reads its whole prompt in both directions, which chunks and a prefix cache do not allow",
     "phi3_v": "keeps image positions of its own",
     "phi4mm": "switches adapters by what a prompt holds",
     "moondream2": "generates by a method of its own",

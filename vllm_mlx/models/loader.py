@@ -23,6 +23,7 @@ from .weights import Precision, apply_precision, choose_precision
 
 if TYPE_CHECKING:
     from .media import MediaProcessor
+    from .whole import WholeMedia
 
 __all__ = ["LoadedModel", "load", "read_profile"]
 
@@ -35,7 +36,7 @@ class LoadedModel:
     tokenizer: Any
     processor: Any
     profile: ModelProfile
-    media: MediaProcessor | None
+    media: MediaProcessor | WholeMedia | None
 
 
 def load(

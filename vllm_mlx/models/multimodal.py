@@ -15,6 +15,7 @@ import mlx_vlm.utils
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
+from . import whole
 from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
@@ -123,6 +124,9 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
     if profile.chat_template and not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = profile.chat_template
     profile = with_precision(profile, model, precision.note)
+    rule = whole.find_rule(model, profile.model_type)
+    if rule is not None:
+        return _load_whole(model, rule, processor, tokenizer, profile)
     family_class = find_family(profile.model_type)
     if family_class is None:
         from .generic import find_generic_family
@@ -137,4 +141,18 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
         processor=processor,
         profile=adapter.profile,
         media=MediaProcessor(family, tokenizer),
+    )
+
+
+def _load_whole(
+    model: Any, rule: whole.WholeRule, processor: Any, tokenizer: Any, profile: ModelProfile
+) -> LoadedModel:
+    """A model that sees its prompts as a whole, with a chat template of ours where it has none."""
+    if not profile.chat_template:
+        profile = replace(profile, chat_template=rule.template)
+        tokenizer.chat_template = rule.template
+    adapter = whole.WholePromptModel(model, rule, replace(profile, modalities=frozenset({"text", "image"})))
+    media = whole.WholeMedia(rule, processor, tokenizer, profile)
+    return LoadedModel(
+        model=adapter, tokenizer=tokenizer, processor=processor, profile=adapter.profile, media=media
     )
