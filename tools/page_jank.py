@@ -3,7 +3,9 @@
     python -m tools.page_jank [--tokens 5000] [--rate 200]
 
 The answer is Markdown of every kind, with one code block and one list of a thousand tokens each, which are drawn anew
-while they grow. A task of more than 100 ms would be felt; the browser reports those above 50 ms.
+while they grow. A task of more than 100 ms would be felt. `longest_ms` is what the browser's long-task observer saw
+(nothing under 50); `longest_cpu_ms` is the processor time of the page's longest task, from the browser's trace: on a
+machine that does other things too, only the second is the page's own.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 from playwright.async_api import async_playwright
 
@@ -24,6 +27,7 @@ from vllm_mlx.generation.request import GenerationRequest
 from vllm_mlx.parsers.events import TextDelta
 
 LIMIT_MS = 100
+CATEGORIES = ["toplevel", "disabled-by-default-devtools.timeline", "devtools.timeline"]
 WATCH = """
 globalThis.longTasks = [];
 new PerformanceObserver((list) => { for (const task of list.getEntries()) longTasks.push(Math.round(task.duration)); })
@@ -66,14 +70,26 @@ async def measure(num_tokens: int, rate: float) -> dict[str, object]:
         await page.goto(address)
         await page.locator("html[data-ready]").wait_for(state="attached")
         await page.evaluate("longTasks.length = 0")
+        await browser.start_tracing(page=page, categories=CATEGORIES)
         await page.fill("#text", "go")
         await page.press("#text", "Enter")
         await page.locator(".numbers[aria-label]").wait_for(timeout=1000 * (num_tokens / rate + 60))
+        trace = json.loads(await browser.stop_tracing())
         tasks = sorted(await page.evaluate("longTasks"), reverse=True)
         numbers = await page.locator(".numbers[aria-label]").text_content()
         await browser.close()
-    return {"longest_ms": tasks[0] if tasks else "below 50", "above_50_ms": len(tasks), "page_says": numbers,
-            "is_smooth": not tasks or tasks[0] <= LIMIT_MS}
+    cpu_ms = longest_cpu_ms(trace["traceEvents"])
+    return {"longest_cpu_ms": cpu_ms, "longest_ms": tasks[0] if tasks else "below 50", "above_50_ms": len(tasks),
+            "page_says": numbers, "is_smooth": cpu_ms <= LIMIT_MS}  # fmt: skip
+
+
+def longest_cpu_ms(events: list[dict[str, Any]]) -> float:
+    """Of the tasks on the pages' main threads."""
+    mains = {(e["pid"], e["tid"]) for e in events if e.get("args", {}).get("name") == "CrRendererMain"}
+    found = [e for e in events if e["name"].endswith("RunTask") and (e["pid"], e["tid"]) in mains]
+    tasks = [event["tdur"] for event in found if "tdur" in event]
+    assert tasks, "the trace holds no tasks"
+    return round(max(tasks) / 1000, 1)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -46,6 +47,9 @@ from vllm_mlx.observability import logs
 from vllm_mlx.observability.journal import ProblemHandler
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
 from vllm_mlx.warm import read_prompts, warm
+
+if TYPE_CHECKING:
+    from vllm_mlx.observability.tracing import Tracing
 
 # The site map: explicit on purpose.
 ROUTERS = (
@@ -147,6 +151,7 @@ def serve(settings: Settings) -> int:
     )
     context.metrics.add_gauges(lambda: gauges.read(context))
     logging.getLogger("vllm_mlx").addHandler(ProblemHandler(context.journal))
+    tracing = start_tracing(server, context)
     listener = bind(server)
     http = make_http_server(build_app(context), server)
     line = StatusLine(context, sys.stderr) if StatusLine.is_wanted(sys.stderr, server.log_format) else None
@@ -170,12 +175,29 @@ def serve(settings: Settings) -> int:
     )
     with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
         runner.run(_run(lifecycle, line))
+        if tracing is not None:
+            tracing.close()
         if lifecycle.is_stuck:
             # A thread is inside MLX and cannot be interrupted; an ordinary exit would wait for it or crash under it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
     return 0
+
+
+def start_tracing(server: ServerSettings, context: ServerContext) -> Tracing | None:
+    """Traces of every generation, where the operator names a collector."""
+    if server.otlp_endpoint is None:
+        return None
+    try:
+        from vllm_mlx.observability.tracing import Tracing, exporter_to  # an optional extra
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry ({error}); install vllm-mlx with the extra `otel`."
+        ) from None
+    tracing = Tracing(exporter_to(server.otlp_endpoint), __version__)
+    context.journal.observers.append(tracing.observe)
+    return tracing
 
 
 async def _run(lifecycle: Lifecycle, line: StatusLine | None) -> None:

@@ -97,6 +97,9 @@ class ServerSettings:
     log_prompts: bool = option(
         False, "Log the beginning of each prompt. Without it no text of prompts and answers is logged.",
         "--log-prompts")
+    otlp_endpoint: str | None = option(
+        None, "Send a trace of each generation to this OpenTelemetry collector, such as http://localhost:4318 (needs "
+        "the extra `otel`).", "--otlp-endpoint", metavar="URL")
 
 
 @dataclass(frozen=True, slots=True)

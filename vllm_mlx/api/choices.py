@@ -77,8 +77,9 @@ async def _tracked(
 
 
 def _facts(entry: LiveRequest, request: GenerationRequest) -> RequestFacts:
-    return RequestFacts(
-        request.id, entry.request_id, entry.route, entry.model, entry.client, entry.session, entry.is_stream
+    return RequestFacts(  # fmt: skip
+        request.id, entry.request_id, entry.route, entry.model, entry.client, entry.session, entry.is_stream,
+        entry.traceparent,
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 class LiveRequest:
     """One HTTP request and the generations (`generation_ids`) it waits for; `base_model` is the model without adapter.
 
-    `owner` may see it; `session` is the agent's own name of its conversation; `snapshot` gives the answer so far.
+    `owner` may see it; `session` is the agent's own name of its conversation, `traceparent`
+    the header of that name; `snapshot` gives the answer so far.
     """
 
     id: str
@@ -26,6 +27,7 @@ class LiveRequest:
     base_model: str = ""
     owner: str = ""
     session: str = ""
+    traceparent: str = ""
     snapshot: Callable[[], dict[str, Any]] | None = None
     started: float = field(default_factory=time.monotonic)
     cancelled_by_client: bool = False

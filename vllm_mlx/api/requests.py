@@ -223,6 +223,7 @@ async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGene
         client=caller_of(http).name,
         owner=job.owner,
         session=session_of(http),
+        traceparent=http.headers.get("traceparent", "")[:128],
         snapshot=job.snapshot,
     )
     service = context.service_of(job.model.base_id)

@@ -37,7 +37,10 @@ class FinishedUsage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What is known of a generation before it begins. `id` is the answer's, `request_id` the HTTP request's."""
+    """What is known of a generation before it begins. `id` is the answer's, `request_id` the HTTP request's.
+
+    `traceparent` is the header of that name, by which a trace goes on from the caller's.
+    """
 
     id: str
     request_id: str = ""
@@ -46,6 +49,7 @@ class RequestFacts:
     client: str = ""
     session: str = ""
     is_stream: bool = False
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class FinishedRequest:
     ended: float
     total_s: float
     ttft_s: float | None = None
+    prepare_s: float | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
@@ -185,6 +190,7 @@ class RequestTimer:
             FinishedRequest(
                 self._facts, reason, time.time(), now - self._started,
                 ttft_s=None if self._first is None else self._first - self._started,
+                prepare_s=_seconds(timings.get("prepare")),
                 queue_s=_seconds(timings.get("queue")),
                 prefill_s=_seconds(timings.get("prefill")),
                 decode_s=_seconds(timings.get("decode")),
