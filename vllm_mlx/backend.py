@@ -338,6 +338,8 @@ def disk_options(settings: Settings, profile: ModelProfile) -> DiskOptions | Non
     if cache.disk_cache is None or not cache.prefix_cache:
         return None
     precision = f"{profile.dtype}, kv {f'{cache.kv_bits}-bit/{cache.kv_group_size}' if cache.kv_bits else 'plain'}"
+    if settings.batch.batch_invariant:
+        precision += ", batch-invariant"  # computed in other pieces, so equal only to itself
     return DiskOptions(
         folder=Path(cache.disk_cache).expanduser(),
         limit_bytes=int(cache.disk_cache_gb * 2**30),

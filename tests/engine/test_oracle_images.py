@@ -83,3 +83,18 @@ def test_after_preemption(subject: Subject) -> None:
             harness.scheduler.preempt(running[turn % len(running)])
     harness.run()
     assert [harness.answers[i].tokens for i in ids] == subject.expected
+
+
+def test_prefixes_that_come_back_from_disk_keep_pictures_apart(subject: Subject, tmp_path: Path) -> None:
+    first = EngineHarness(subject.model, checkpoint_interval=16, disk=tmp_path, disk_min_tokens=16)
+    for prompt in subject.prompts:
+        first.lone(prompt, max_tokens=2)
+    assert first.tier is not None and first.tier.close(30)
+    second = EngineHarness(subject.model, checkpoint_interval=16, disk=tmp_path, disk_min_tokens=16)
+    assert second.tier is not None
+    answers = [second.lone(prompt, max_tokens=NUM_TOKENS) for prompt in subject.prompts]
+    second.tier.close(30)
+    assert answers == subject.expected
+    # Prompts of these tokenizers may be too short to be worth a read; where they are not, they were read.
+    if max(len(prompt) for prompt in subject.prompts) > 100:
+        assert second.tier.counters.num_restored_tokens > 0

@@ -98,11 +98,14 @@ def build_engine(
             f"--kv-bits {options.kv_bits} cannot be used with {model.profile.name}: {error} Leave the flag out, "
             "or choose another --kv-group-size."
         ) from error
+    # What encoders keep comes out of the same memory.
+    encoder_bytes = options.encoder_cache_bytes if model.profile.is_multimodal else 0
+    memory_bytes = max(MIN_KV_BYTES, options.memory_bytes - encoder_bytes)
     cache = None
     if prefix_cache_bytes:
         cache = PrefixCache(
             block_size=options.block_size,
-            budget_bytes=min(prefix_cache_bytes, options.memory_bytes),
+            budget_bytes=min(prefix_cache_bytes, memory_bytes),
             needs_checkpoint=runner.needs_checkpoint,
         )
     value_bytes = 4 if model.profile.dtype == "float32" else 2
@@ -117,7 +120,7 @@ def build_engine(
     scheduler = Scheduler(
         runner,
         cache,
-        Limits(options.max_rows, options.memory_bytes),
+        Limits(options.max_rows, memory_bytes),
         max_tokens_per_step=options.max_tokens_per_step,
         chunk_sizer=sizer,
         block_size=options.block_size,

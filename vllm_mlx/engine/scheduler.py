@@ -483,7 +483,10 @@ class Scheduler:
         """Write the row to disk where reading it back is cheaper than computing it again."""
         if self.tier is None or self.cache is None or sequence.request.skips_prefix_cache:
             return
-        num_tokens = min(sequence.num_computed, len(sequence.tokens)) // self._block_size * self._block_size
+        num_tokens = min(sequence.num_computed, len(sequence.tokens))
+        if not self._keeps_answers:
+            num_tokens = min(num_tokens, sequence.num_prompt_tokens - 1)
+        num_tokens = num_tokens // self._grain * self._grain
         checkpoint = self.store.checkpoint(sequence, num_tokens) if self.cache.needs_checkpoint else None
         if not num_tokens or (self.cache.needs_checkpoint and checkpoint is None):
             return
