@@ -42,7 +42,7 @@ from vllm_mlx.backend import Backend, check_formats
 from vllm_mlx.commands.status_line import StatusLine
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.fleet.backend import FleetBackend
-from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, make_http_server
+from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, end_with_parent, is_behind_front, make_http_server
 from vllm_mlx.observability import logs
 from vllm_mlx.observability.journal import ProblemHandler
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
@@ -153,6 +153,8 @@ def serve(settings: Settings) -> int:
     logging.getLogger("vllm_mlx").addHandler(ProblemHandler(context.journal))
     tracing = start_tracing(server, context)
     listener = bind(server)
+    end_with_parent()
+    port = server.port if is_behind_front() else listener.getsockname()[1]
     http = make_http_server(build_app(context), server)
     line = StatusLine(context, sys.stderr) if StatusLine.is_wanted(sys.stderr, server.log_format) else None
     if line is not None:
@@ -161,7 +163,7 @@ def serve(settings: Settings) -> int:
     def announce(loaded: Loaded) -> None:
         if line is not None:
             line.show("")
-        print("\n".join(announcement(context, listener.getsockname()[1], loaded)), flush=True)
+        print("\n".join(announcement(context, port, loaded)), flush=True)
         if prompts:
             warming.append(asyncio.get_running_loop().create_task(warm(context, prompts), name="warm prompts"))
 

@@ -15,7 +15,15 @@ from vllm_mlx import __version__
 from vllm_mlx.commands.completion import script, words_of
 from vllm_mlx.commands.words import add_commands
 from vllm_mlx.errors import SettingsError, VllmMlxError
-from vllm_mlx.options import SentenceParser, UsageError, add_settings, explain_unknown, known_flags, settings_from
+from vllm_mlx.options import (
+    LISTEN_FD,
+    SentenceParser,
+    UsageError,
+    add_settings,
+    explain_unknown,
+    known_flags,
+    settings_from,
+)
 from vllm_mlx.settings import Settings
 
 DOWNLOAD_FIELDS = frozenset({
@@ -74,7 +82,10 @@ def _run(arguments: list[str]) -> int:
     if parsed.command in COMMANDS:
         return COMMANDS[parsed.command](parsed)
     values = {name: value for name, value in vars(parsed).items() if name != "command"}
-    return HANDLERS[parsed.command](settings_from(values, os.environ))
+    settings = settings_from(values, os.environ)
+    if parsed.command == "serve" and settings.server.engine_process and LISTEN_FD not in os.environ:
+        return _supervise(settings, arguments)
+    return HANDLERS[parsed.command](settings)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,6 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_commands(commands)
     commands.add_parser("bench", add_help=False, help="measure this server, or any other (`vllm-mlx bench --help`)")
     return parser
+
+
+def _supervise(settings: Settings, arguments: list[str]) -> int:
+    settings.resolve()
+    from vllm_mlx.supervisor.run import supervise  # imports uvicorn, but no MLX: that is the point of it
+    return supervise(settings, arguments)
 
 
 def _serve(settings: Settings) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -24,6 +25,7 @@ import uvicorn
 
 from vllm_mlx.api.context import Phase, ServerContext
 from vllm_mlx.errors import VllmMlxError
+from vllm_mlx.options import LISTEN_FD, PARENT_FD
 from vllm_mlx.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -158,8 +160,25 @@ class Lifecycle:
         self.is_stuck = not await asyncio.to_thread(loaded.close, ENGINE_STOP_S)
 
 
+def is_behind_front() -> bool:
+    return LISTEN_FD in os.environ
+
+
+def end_with_parent() -> None:
+    """Behind a front, end when it has: nobody else would. However it came, the pipe is closed then."""
+
+    def wait(fd: int) -> None:
+        os.read(fd, 1)
+        os._exit(1)
+
+    if (fd := os.environ.get(PARENT_FD)) is not None:
+        threading.Thread(target=wait, args=(int(fd),), name="parent", daemon=True).start()
+
+
 def bind(server: ServerSettings) -> socket.socket:
     """The listening socket; raises with the cause and the remedy."""
+    if is_behind_front():
+        return socket.socket(fileno=int(os.environ[LISTEN_FD]))
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,16 +195,19 @@ def bind(server: ServerSettings) -> socket.socket:
 
 
 def make_http_server(app: object, server: ServerSettings) -> HttpServer:
+    behind_front = is_behind_front()
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
+        # Only the front can reach the inherited socket, so its word on who calls is taken.
+        forwarded_allow_ips="*" if behind_front else None,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=int(LAST_WORDS_S),
         timeout_keep_alive=75,
-        ssl_certfile=server.ssl_certfile,
-        ssl_keyfile=server.ssl_keyfile,
-        ssl_keyfile_password=server.ssl_keyfile_password,
+        ssl_certfile=None if behind_front else server.ssl_certfile,
+        ssl_keyfile=None if behind_front else server.ssl_keyfile,
+        ssl_keyfile_password=None if behind_front else server.ssl_keyfile_password,
     )
     return HttpServer(config)

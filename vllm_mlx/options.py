@@ -20,8 +20,14 @@ from vllm_mlx.errors import SettingsError
 from vllm_mlx.settings import SettingField, Settings, setting_fields
 
 ENV_PREFIX = "VLLM_MLX_"
-# Names with our prefix that are not settings: the launcher scripts read the first two, tests the third.
-OTHER_ENV_NAMES = frozenset({"VLLM_MLX_PYTHON", "VLLM_MLX_CLIENT_API_KEY", "VLLM_MLX_TEST_MODEL"})
+# Names with our prefix that are not settings: the launcher scripts read the first two, tests the third, and
+# the last two tell the engine's process of a listening socket
+# that it inherits from its front, and of a pipe that the front holds open for as long as it lives.
+LISTEN_FD = "VLLM_MLX_LISTEN_FD"
+PARENT_FD = "VLLM_MLX_PARENT_FD"
+OTHER_ENV_NAMES = frozenset(
+    {"VLLM_MLX_PYTHON", "VLLM_MLX_CLIENT_API_KEY", "VLLM_MLX_TEST_MODEL", LISTEN_FD, PARENT_FD}
+)
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off"})
 

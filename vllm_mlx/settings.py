@@ -91,6 +91,8 @@ class ServerSettings:
     shutdown_timeout: float = option(
         30.0, "Seconds that running requests may take to finish after SIGTERM before they are cancelled.",
         "--shutdown-timeout", minimum=0, metavar="S")
+    engine_process: bool = option(
+        False, "Compute in a process of its own, which is started again when it crashes.", "--engine-process")
     log_level: str = option(
         "info", "How much is logged.", "--log-level", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "Log lines for people or for machines.", "--log-format", choices=("text", "json"))
