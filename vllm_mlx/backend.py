@@ -31,6 +31,7 @@ from vllm_mlx.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
     from vllm_mlx.engine.assembly import DiskOptions, EngineOptions
+    from vllm_mlx.engine.disk_tier import DiskTier
     from vllm_mlx.engine.engine import Engine
     from vllm_mlx.engine.prefix_cache import PrefixCache
     from vllm_mlx.engine.thread import EngineThread, MlxThread
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
 MIN_ACTIVATION_BYTES = 64 << 20
+DISK_CLOSE_S = 3.0
+"""How long the prefixes that are not on disk yet may take to be written when the model goes."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Backend:
     device: str
     memory_bytes: int
     prefix_cache: PrefixCache | None
+    disk_tier: DiskTier | None
     adapters: AdapterRegistry
     oneshots: OneShots
     beside: BesideModels
@@ -211,6 +215,7 @@ class Backend:
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
             prefix_cache=engines[0].scheduler.cache,
+            disk_tier=engines[0].scheduler.tier,
             adapters=adapters,
             oneshots=oneshots,
             beside=beside.services(settings, oneshots, loaded_beside),
@@ -274,6 +279,8 @@ class Backend:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
         self.adapters.detach()
         is_stopped = self.engine.stop(timeout_s)
+        if is_stopped and self.disk_tier is not None and not self.disk_tier.join(DISK_CLOSE_S):
+            log.warning("the disk cache was not written to its end")
         self.service.close()
         self.oneshots.close()
         return is_stopped

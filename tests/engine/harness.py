@@ -116,6 +116,12 @@ class EngineHarness:
         for _ in range(count):
             self.engine.step()
 
+    def stop(self) -> None:
+        """As at the end of a server: the disk has it all."""
+        assert self.tier is not None
+        self.tier.stop()
+        assert self.tier.join(60), "the disk cache was not written to its end"
+
     def run(self) -> None:
         """Until nothing is left to do."""
         turns = 0

@@ -163,7 +163,8 @@ def test_closing_writes_what_was_only_in_memory() -> None:
     world.ask("a", range(100, 160), 2)
     world.run()
     assert world.folder.num_blocks == 0
-    assert world.tier.close(5.0)
+    world.tier.stop()
+    assert world.tier.join(5.0)
     world = World(world.folder)
     world.ask("b", range(100, 160), 2)
     world.run()

@@ -89,11 +89,11 @@ def test_prefixes_that_come_back_from_disk_keep_pictures_apart(subject: Subject,
     first = EngineHarness(subject.model, checkpoint_interval=16, disk=tmp_path, disk_min_tokens=16)
     for prompt in subject.prompts:
         first.lone(prompt, max_tokens=2)
-    assert first.tier is not None and first.tier.close(30)
+    first.stop()
     second = EngineHarness(subject.model, checkpoint_interval=16, disk=tmp_path, disk_min_tokens=16)
     assert second.tier is not None
     answers = [second.lone(prompt, max_tokens=NUM_TOKENS) for prompt in subject.prompts]
-    second.tier.close(30)
+    second.stop()
     assert answers == subject.expected
     # Prompts of these tokenizers may be too short to be worth a read; where they are not, they were read.
     if max(len(prompt) for prompt in subject.prompts) > 100:

@@ -117,7 +117,8 @@ class Simulation:
         self.engine.cancel_all()
         self.check_end()
         if self.random.random() < 0.5:
-            self.tier.close(1.0)
+            self.tier.stop()
+            self.tier.join(1.0)
         self.writer.jobs.clear()
         self.reader.jobs.clear()
         self.folder.close()

@@ -23,8 +23,6 @@ from vllm_mlx.models.activations import read_activation_cost
 from vllm_mlx.models.base import LanguageModel
 
 MIN_KV_BYTES = 64 << 20
-# The prefixes that are not on disk yet may take so long to be written when the server stops.
-DISK_CLOSE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ def build_engine(
     engine.on_sharing.append(sizer.share)
     if tier is not None:
         engine.reports.append(tier.metrics)
-        engine.on_stop.append(lambda: tier.close(DISK_CLOSE_S))
+        engine.on_stop.append(tier.stop)
     return engine
 
 

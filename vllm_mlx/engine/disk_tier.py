@@ -467,24 +467,22 @@ class DiskTier:
 
     # ── the end, and the numbers ────────────────────────────────────────────────────────────────────────────────
 
-    def close(self, timeout_s: float) -> bool:
-        """Write the hottest prefixes that are not on disk yet, then stop; False if time ran out. MLX thread."""
-        until = self._clock() + timeout_s
+    def stop(self) -> None:
+        """Hand the hottest prefixes that are not on disk yet to the writer, as far as its queue goes. MLX thread.
+
+        Does not wait: other engines may be running on this thread.
+        """
         self._is_paced = False
         self._hear()
         hottest = sorted(self.cache.nodes(), key=lambda n: (n.num_uses, n.last_used), reverse=True)
-        for node in hottest:
-            if not node.children or node.checkpoint is not None:
-                self._pending[node] = 0.0
-        while self._pending and self.fault is None and self._clock() < until:
-            if not self.harvest(32 * MIB, is_idle=True):
-                self._writer.wait(0.05)
-            self._hear()
+        self._pending = {n: 0.0 for n in hottest if not n.children or n.checkpoint is not None}
+        self.harvest(self.options.max_pending_bytes, is_idle=True)
         self._reader.close(0.0)
         self._writer.submit(self._folder.close)
-        is_over = self._writer.close(max(0.0, until - self._clock()))
-        self._hear()
-        return is_over
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for what was handed to the writer; False if time ran out. After `stop`; any thread."""
+        return self._writer.close(timeout_s)
 
     def _hear(self) -> None:
         """Do what the background asked for."""
