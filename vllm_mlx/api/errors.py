@@ -69,7 +69,7 @@ class ErrorAnswer:
         message = self.anthropic_message or self.message
         if self.param and self.param not in message and self.anthropic_message is None:
             message = f"{self.param}: {message}"
-        error = {"type": _ANTHROPIC_TYPES.get(self.status, "api_error"), "message": message}
+        error = {"type": anthropic_type(self.status), "message": message}
         return {"type": "error", "error": error, "request_id": request_id}
 
     def headers(self) -> dict[str, str]:
@@ -101,6 +101,10 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+
+def anthropic_type(status: int) -> str:
+    return _ANTHROPIC_TYPES.get(status, "api_error")
 
 
 def openai_type(status: int) -> str:
