@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from vllm_mlx import __version__
+from vllm_mlx import __version__, provenance
 from vllm_mlx.api import adapters, capabilities, control, dashboard, errors, gauges, health, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
@@ -167,11 +167,15 @@ def serve(settings: Settings) -> int:
         if prompts:
             warming.append(asyncio.get_running_loop().create_task(warm(context, prompts), name="warm prompts"))
 
+    def load() -> Loaded:
+        context.program = provenance.describe()  # on the loading thread: git is asked, which takes a moment
+        return FleetBackend.load(settings) if settings.is_pool else Backend.load(settings)
+
     lifecycle = Lifecycle(
         http,
         listener,
         context,
-        lambda: FleetBackend.load(settings) if settings.is_pool else Backend.load(settings),
+        load,
         announce,
         shutdown_timeout_s=server.shutdown_timeout,
     )

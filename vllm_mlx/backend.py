@@ -24,6 +24,7 @@ from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.generation.sources import MediaSources
+from vllm_mlx.models.checks import check_model
 from vllm_mlx.models.download import Bar, resolve
 from vllm_mlx.models.profile import ModelProfile, read_profile
 from vllm_mlx.parsers import discover
@@ -89,6 +90,7 @@ class Backend:
 
     settings: Settings
     notes: tuple[str, ...]
+    model_checks: Mapping[str, Mapping[str, Any]]
     model: ServedModel
     engine: EngineThread
     service: GenerationService
@@ -206,6 +208,7 @@ class Backend:
         return cls(
             settings=settings,
             notes=notes,
+            model_checks=check_model(profile, loaded[0].profile, loaded[0].tokenizer),
             model=served_model(settings, loaded[0].profile),
             engine=engine,
             service=service,
@@ -229,9 +232,13 @@ class Backend:
         context.beside, context.oneshots = self.beside, self.oneshots
         context.read_status = lambda: self.engine.status
         context.read_memory = self.read_memory
-        context.health_checks = self.oversight.health_checks
+        context.health_checks = self.health_checks
         context.clear_cache = self.clear_cache if self.prefix_cache is not None else None
         self.oversight.start(self.engine)
+
+    def health_checks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Entries of `/health/diagnostics`: what was found of the model, and what the guards say now."""
+        return {**self.model_checks, **self.oversight.health_checks()}
 
     def describe(self) -> str:
         model = self.model
@@ -404,6 +411,7 @@ def served_model(settings: Settings, profile: ModelProfile) -> ServedModel:
         reasoning_parser=_named(settings.parsing.reasoning_parser),
         tool_parser=_named(settings.parsing.tool_call_parser),
         weights_bytes=profile.weights_bytes,
+        revision=profile.path.name if profile.path.parent.name == "snapshots" else f"contents {profile.fingerprint}",
         notes=profile.notes,
         runs_batched=profile.runs_batched,
         shares_prefixes=profile.shares_prefixes,

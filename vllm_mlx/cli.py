@@ -167,6 +167,11 @@ def _chat(parsed: argparse.Namespace) -> int:
     return run(parsed)
 
 
+def _record(parsed: argparse.Namespace) -> int:
+    from vllm_mlx.commands.record import run  # imports httpx and jsonschema
+    return run(parsed)
+
+
 def _models(parsed: argparse.Namespace) -> int:
     from vllm_mlx.commands.models import run  # imports huggingface_hub and rich
     return run(parsed)
@@ -184,7 +189,8 @@ def _completion(parsed: argparse.Namespace) -> int:
 
 # Those that need no settings of the server's.
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run_prompt, "chat": _chat, "models": _models, "service": _service, "completion": _completion}
+    "run": _run_prompt, "chat": _chat, "record": _record, "models": _models, "service": _service,
+    "completion": _completion}
 HANDLERS: dict[str, Callable[[Settings], int]] = {"serve": _serve, "download": _download, "doctor": _doctor}
 
 if __name__ == "__main__":

@@ -130,6 +130,16 @@ def test_health_models_and_capabilities_answer(profile):
     assert httpx.get(f"{url}/v1/capabilities").json()["model_name"] == "demo"
 
 
+def test_the_diagnostics_say_which_program_this_is_and_what_is_wrong_with_the_model(profile):
+    shown = httpx.get(f"{profile('A').url}/health/diagnostics").json()
+    assert shown["program"]["interpreter"] == sys.executable and "--runtime-mode simple" in shown["program"]["command"]
+    checks = shown["checks"]
+    assert {"dtype", "eos", "chat_template", "memory", "version", "batch_divergence", "repetition"} <= set(checks)
+    assert checks["dtype"]["metadata"]["loaded"] in checks["dtype"]["detail"]
+    assert checks["eos"]["status"] == checks["chat_template"]["status"] == "pass"
+    assert "hello" in checks["chat_template"]["metadata"]["prompt"] and checks["eos"]["metadata"]["eos_token_ids"]
+
+
 def test_profile_a_samples_by_its_flags_and_a_request_overrides_them(profile):
     shown = sampling_of(profile("A"))
     assert shown["temperature"] == {"value": 0.7, "source": "flag"}
@@ -250,6 +260,32 @@ def test_semachat_6_frequency_penalty_and_max_tokens_are_honoured(profile):
     assert text_of(chat(profile("D"), **ask)) != text_of(chat(profile("D"), **ask, frequency_penalty=2.0))
     short = chat(profile("D"), **{**ask, "max_tokens": 5}).json()
     assert short["usage"]["completion_tokens"] == 5 and short["choices"][0]["finish_reason"] == "length"
+
+
+# ── 9: the evidence of a run ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_record_writes_what_every_reported_run_must_say(profile, tmp_path):
+    server, payload, out = profile("C"), tmp_path / "payload.json", tmp_path / "notes" / "run-1"
+    payload.write_text(json.dumps({
+        "model": "demo", "max_tokens": 200, "temperature": 0.0, "tools": [WEATHER], "tool_choice": "required",
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}]}))  # fmt: skip
+    command = [sys.executable, "-m", "vllm_mlx.cli", "record", str(out), "--payload", str(payload),
+               "--server", server.url, "--api-key", "sk-guide", "--client", "SemaChat", "--repeat", "2"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
+    assert result.returncode == 0, result.stderr
+    made = json.loads(out.with_suffix(".json").read_text())
+    assert made["model"] == "demo" and made["revision"] and made["client"] == "SemaChat"
+    assert made["interpreter"] == sys.executable and str(CHECKOUT) in made["install"]
+    assert "vllm_mlx.cli serve demo" in made["command"] and "--strict-model-id" in made["command"]
+    assert "sk-guide" not in json.dumps(made)
+    for run in made["runs"]:
+        usage = run["answer"]["usage"]
+        assert usage["prompt_tokens"] > 0 and usage["completion_tokens"] > 0
+        assert 0 < run["answer"]["first_s"] <= run["answer"]["total_s"]
+        assert run["format_fault"] == "" and run["reasoning_leak"] is None
+    shown = out.with_suffix(".md").read_text()
+    assert "SemaChat" in shown and "get_weather" in shown and "as asked" in shown
 
 
 # ── 11: troubleshooting ──────────────────────────────────────────────────────────────────────────────────────────

@@ -122,6 +122,7 @@ def _traits(model: ServedModel) -> dict[str, Any]:
         "quantization": model.quantization,
         "vocab_size": model.vocab_size,
         "weights_bytes": model.weights_bytes,
+        "revision": model.revision,
         "known_issues": list(model.notes),
         "triage_available": False,
         "triage_status": "unavailable",

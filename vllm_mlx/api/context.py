@@ -60,7 +60,7 @@ class ServedModel:
     """Facts of the loaded model, as far as clients may know them. None: unknown.
 
     `context_tokens` is what is enforced, `max_context_tokens` what the model itself could take. With an `adapter`,
-    `id` is `MODEL:ADAPTER` and `base_id` the model's own.
+    `id` is `MODEL:ADAPTER` and `base_id` the model's own. `revision` is the hub's commit, or a digest of the contents.
     """
 
     id: str
@@ -79,6 +79,7 @@ class ServedModel:
     reasoning_parser: str | None = None
     tool_parser: str | None = None
     weights_bytes: int | None = None
+    revision: str | None = None
     notes: tuple[str, ...] = ()
     runs_batched: bool = True
     shares_prefixes: bool = True
@@ -167,6 +168,7 @@ class ServerContext:
     read_status: Callable[[], EngineStatus] = EngineStatus
     clear_cache: Callable[[], Awaitable[int]] | None = None
     read_memory: Callable[[], Mapping[str, Any]] | None = None
+    program: Mapping[str, Any] | None = None
     health_checks: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None
     phase: Phase = Phase.READY
     failure: str | None = None

@@ -75,6 +75,7 @@ def describe_diagnostics(context: ServerContext) -> dict[str, Any]:
         "model": context.model.id if context.model else None,
         "checks": checks,
         "memory": dict(context.read_memory()) if context.read_memory else None,
+        "program": dict(context.program) if context.program is not None else None,
         "notes": list(context.notes),
         "timestamp": datetime.now(UTC).isoformat(),
     }

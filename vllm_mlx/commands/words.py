@@ -1,4 +1,4 @@
-"""The command lines of `chat`, `run`, `models`, `service`, `completion`. Standard library only: `--help` is quick."""
+"""The command lines of `run`, `chat`, `record`, `models`, `service`, `completion`. No imports: `--help` is fast."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def add_commands(commands: Any) -> None:
     chat.add_argument("model", metavar="MODEL", nargs="?", help="Load this model here instead of asking a server.")
     _add_talk(chat, has_model=False)
 
+    record = commands.add_parser(
+        "record", allow_abbrev=False, help="measure a running server and write down what a report must say",
+        description="Send chat payloads to a running server; write model and revision, serve command, interpreter, "
+                    "installation, payloads, latency, token counts, reasoning leaks and format faults, as JSON and "
+                    "Markdown.")
+    record.add_argument("out", metavar="NAME", help="NAME.json and NAME.md are written.")
+    record.add_argument("--payload", action="append", default=[], metavar="FILE",
+                        help="A chat request as JSON; repeatable. Without it, the operator guide's smoke tests.")
+    record.add_argument("--repeat", type=_positive, default=1, metavar="N", help="How often each payload is sent.")
+    record.add_argument("--client", default="vllm-mlx record", metavar="TEXT", help="The client it is reported for.")
+    record.add_argument("--server", metavar="URL", help="Ask this server. Default: http://127.0.0.1:8000.")
+    record.add_argument("--api-key", metavar="KEY", help="Its API key [VLLM_MLX_CLIENT_API_KEY].")
+    record.add_argument("--timeout", type=float, default=300.0, metavar="S", help="Seconds without a byte.")
+
     models = commands.add_parser(
         "models", allow_abbrev=False, help="list the models that are on this machine",
         description="List the built-in model and those in the hub's cache: kind, size, precision, whether they fit.")
@@ -42,6 +56,13 @@ def add_commands(commands: Any) -> None:
         "completion", allow_abbrev=False, help="print a shell's completion script",
         description="Print the script. For bash: eval \"$(vllm-mlx completion bash)\" in ~/.bashrc.")
     completion.add_argument("shell", choices=SHELLS)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
+    return number
 
 
 def _add_talk(parser: argparse.ArgumentParser, *, has_model: bool = True) -> None:
