@@ -46,7 +46,7 @@ def test_a_check_that_fails_is_told_and_makes_the_exit_code_1(capsys, monkeypatc
     assert "ok         last: also run" in text
 
 
-def test_an_editable_checkout_is_named_with_branch_commit_and_changes(installed_from, tmp_path):
+def test_an_editable_checkout_is_named_with_branch_commit_and_changes(installed_from, monkeypatch, tmp_path):
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
                        capture_output=True)
@@ -57,6 +57,9 @@ def test_an_editable_checkout_is_named_with_branch_commit_and_changes(installed_
     git("add", ".")
     git("commit", "-m", "first")
     installed_from({"url": tmp_path.as_uri(), "dir_info": {"editable": True}})
+    elsewhere = doctor.install_kind()
+    assert elsewhere.startswith("run in place from") and elsewhere.endswith(f"checkout {tmp_path} is not used")
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "vllm_mlx" / "doctor.py"))
     assert doctor.install_kind().startswith(f"editable checkout {tmp_path}, branch trial at ")
     assert doctor.install_kind().endswith("no local changes")
     (tmp_path / "new").write_text("")

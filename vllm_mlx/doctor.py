@@ -67,6 +67,8 @@ def install_kind() -> str:
     url = origin.get("url", "")
     if origin.get("dir_info", {}).get("editable"):
         source = Path(unquote(urlparse(url).path))
+        if source.resolve() != folder.resolve():  # PYTHONPATH or the current folder came first
+            return f"run in place from {folder}{_git_state(folder)}; the installed checkout {source} is not used"
         return f"editable checkout {source}{_git_state(source)}"
     kind = "uv tool" if (Path(sys.prefix) / "uv-receipt.toml").exists() else "installed package"
     url = re.sub(r"//[^/@]*@", "//", url)  # a token in the address is nobody else's business

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -18,17 +20,23 @@ START_LIMIT_S = 120.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port, below those that the system hands to clients, so that none takes it before the server does."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class ServerProcess:
     """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together."""
 
-    def __init__(self, model: Path | str, *flags: str, log: Path, port: int | None = None) -> None:
+    def __init__(
+        self, model: Path | str, *flags: str, log: Path, port: int | None = None, verify: ssl.SSLContext | bool = True
+    ) -> None:
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if '--ssl-certfile' in flags else 'http'}://127.0.0.1:{self.port}"
+        self._verify = verify
         self._log = log
         named = [str(model)] if model else []
         command = [sys.executable, "-m", "vllm_mlx.cli", "serve", *named, "--port", str(self.port), *flags]
@@ -45,7 +53,7 @@ class ServerProcess:
         while time.monotonic() < limit:
             assert self.process.poll() is None, f"the server ended:\n{self.output}"
             try:
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/health", timeout=5, verify=self._verify).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -61,9 +69,11 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(model: Path | str, *flags: str, log: Path, is_awaited: bool = True) -> Iterator[ServerProcess]:
-    """A server that is ready, and ended at the end."""
-    server = ServerProcess(model, *flags, log=log)
+def serving(
+    model: Path | str, *flags: str, log: Path, is_awaited: bool = True, verify: ssl.SSLContext | bool = True
+) -> Iterator[ServerProcess]:
+    """A server that is ready, and ended at the end. `verify`: whom a server with TLS is checked against."""
+    server = ServerProcess(model, *flags, log=log, verify=verify)
     try:
         if is_awaited:
             server.wait_until_healthy()
