@@ -28,6 +28,10 @@ class Body(httpx.AsyncByteStream):
 @dataclass
 class FakeChild:
     client: httpx.AsyncClient
+    has_ended: bool = False
+
+    async def gone(self) -> None:
+        self.has_ended = True
 
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -47,9 +51,11 @@ class Children:
 
         def handle(request: httpx.Request) -> httpx.Response:
             self.requests.append(request)
+            child.has_ended = script is still_loading
             return script(request)
 
-        return FakeChild(httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://engine"))
+        child = FakeChild(httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://engine"))
+        return child
 
     @property
     def current(self) -> None:
@@ -69,6 +75,11 @@ async def front(*scripts: Handler) -> AsyncIterator[tuple[httpx.AsyncClient, Chi
 
 def refuse(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("nobody there")
+
+
+def still_loading(request: httpx.Request) -> httpx.Response:
+    """What the next child says when it finds the connection in the backlog."""
+    return httpx.Response(503, content=Body(b"loading"))
 
 
 def answer(request: httpx.Request) -> httpx.Response:
@@ -116,6 +127,12 @@ async def test_a_whole_answer_that_was_cut_off_is_asked_again() -> None:
         return httpx.Response(200, headers={"content-length": "100"}, content=Body(b"half", dies=True))
 
     async with front(cut_off, answer) as (client, _):
+        response = await client.post("/v1/chat/completions", content=b"x")
+    assert (response.status_code, response.content) == (201, b"echo:x")
+
+
+async def test_the_next_childs_word_that_it_is_loading_is_not_passed_on() -> None:
+    async with front(still_loading, answer) as (client, _):
         response = await client.post("/v1/chat/completions", content=b"x")
     assert (response.status_code, response.content) == (201, b"echo:x")
 

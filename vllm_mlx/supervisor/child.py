@@ -71,6 +71,14 @@ class Child:
         return cls(process, ours, client)
 
     @property
+    def has_ended(self) -> bool:
+        return self.ended.done()
+
+    async def gone(self) -> None:
+        """Wait for the process to have ended: a connection may break a moment before. Not long, for a live one."""
+        await asyncio.wait({self.ended}, timeout=1.0)
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -78,6 +78,7 @@ class Proxy:
                 await answer.relay(child, scope, body)
                 return
             except EngineLost:
+                await child.gone()
                 if answer.has_shown:
                     await answer.fail("The engine's process ended while it generated this answer; ask again.")
                     return
@@ -117,6 +118,8 @@ class Answer:
         except httpx.TransportError as error:
             raise EngineLost from error
         try:
+            if response.status_code == 503 and child.has_ended:
+                raise EngineLost  # the next child, which took the connection from the backlog while it was loading
             await self._pass_on(response)
         except httpx.TransportError as error:
             raise EngineLost from error
