@@ -60,6 +60,7 @@ class ModelFiles:
     profile: ModelProfile
     beside: Sequence[beside.Source] = ()
     adapters: Sequence[Adapter] = ()
+    draft: Path | None = None
 
     @classmethod
     def fetch(cls, settings: Settings) -> ModelFiles:
@@ -81,7 +82,8 @@ class ModelFiles:
         settings, notes = settings.resolve(profile)
         named = (adapter.partition("=") for adapter in model.adapter)
         adapters = [describe_adapter(name.strip(), find(path.strip())) for name, _, path in named]
-        return cls(name_formats(settings, profile), notes, folder, profile, beside.find(settings), adapters)
+        draft = beside.find_draft(settings, folder)
+        return cls(name_formats(settings, profile), notes, folder, profile, beside.find(settings), adapters, draft)
 
 
 @dataclass
@@ -134,6 +136,7 @@ class Backend:
         from vllm_mlx.oversight import Oversight
 
         weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in files.beside)
+        weights_bytes += read_profile(files.draft).weights_bytes if files.draft is not None else 0
         check_weights(weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
         loaded: list[LoadedModel] = []
@@ -157,12 +160,20 @@ class Backend:
             for adapter in files.adapters:
                 adapter.facts = loaded[0].model.adapters.load(adapter.key, adapter.path)
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
+            draft_model = None
+            if files.draft is not None:
+                draft_model = loader.load(files.draft, mllm=False, dtype=model.dtype).model
             options.append(engine_options(settings, device.free_bytes(), memory_bytes))
             device.bound_cache(options[0].activation_bytes)
             built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
             engines.append(
                 build_engine(
-                    loaded[0].model, built, publish, judge=oversight.judge, wake=lambda: engine.submit_job(_nothing)
+                    loaded[0].model,
+                    built,
+                    publish,
+                    judge=oversight.judge,
+                    wake=lambda: engine.submit_job(_nothing),
+                    draft_model=draft_model,
                 )
             )
             engines[0].on_idle.append(device.IdleRelease())
@@ -341,6 +352,8 @@ def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None
         encoder_cache_bytes=settings.media.encoder_cache_mb << 20,
         batch_invariant=settings.batch.batch_invariant,
         seed=0 if settings.sampling.deterministic else None,
+        speculation=settings.speculation.speculation,
+        num_draft_tokens=settings.speculation.num_draft_tokens,
     )
 
 

@@ -1,7 +1,7 @@
 """The models beside the served one: found, checked and loaded with it. Part of the composition root.
 
 `find` blocks (downloads) and runs before MLX is loaded; `load` belongs to the MLX thread; `services` makes of what was
-loaded the registry that the HTTP side looks into.
+loaded the registry that the HTTP side looks into. A draft model is found here too, but belongs to the engine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_mlx.errors import SettingsError
 from vllm_mlx.generation.encoding import EncodingService
 from vllm_mlx.generation.oneshot import BesideModel, BesideModels, OneShots
 from vllm_mlx.generation.speech import SpeechService, TranscriptionService
@@ -98,3 +99,40 @@ def _serve(settings: Settings, oneshots: OneShots, source: Source, model: Any) -
             refuses_overflow=is_embedding and beside.embedding_overflow_policy == "error",
         )
     return BesideModel(source.id, source.task, service, model.nbytes)
+
+
+def find_draft(settings: Settings, served: Path) -> Path | None:
+    """The folder of `--draft-model`, if there is one; raises SettingsError where its tokens are not the served
+    model's, and ModelLoadError where it cannot be found."""
+    name = settings.speculation.draft_model
+    if name is None:
+        return None
+    model = settings.model
+    folder = resolve(
+        name,
+        offline=model.offline,
+        timeout_s=model.download_timeout,
+        retries=model.download_retries,
+        progress=Bar(name),
+    )
+    if (difference := different_tokens(served, folder)) is not None:
+        raise SettingsError(f"--draft-model {name} has another tokenizer than the served model: {difference}.")
+    return folder
+
+
+def different_tokens(served: Path, draft: Path) -> str | None:
+    """How the two models' token ids differ, in a few words; None when they are the same."""
+    vocabularies = []
+    for folder in (served, draft):
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            return f"{folder.name} has no tokenizer.json to compare"
+        from tokenizers import Tokenizer  # only when a draft model is asked for
+
+        vocabularies.append(Tokenizer.from_file(str(file)).get_vocab())
+    first, second = vocabularies
+    if first == second:
+        return None
+    token = min((t for t in first.keys() | second.keys() if first.get(t) != second.get(t)), key=lambda t: (len(t), t))
+    ids = [str(v[token]) if token in v else "not in it" for v in vocabularies]
+    return f"{len(first)} and {len(second)} entries; {token!r} is {ids[0]} there and {ids[1]} here"

@@ -67,15 +67,16 @@ OLDER_NAMES_WITH_VALUE = ("--chunked-prefill-tokens", "--kv-cache-quantization-b
 ELSEWHERE: dict[str, str] = {
     "--enable-thinking": "thinking is a request field: send \"enable_thinking\": true or false with the request",
     "--disable-thinking": "thinking is a request field: send \"enable_thinking\": true or false with the request",
-    "--enable-mtp": "speculative decoding is not part of this version",
-    "--mtp-num-draft-tokens": "speculative decoding is not part of this version",
-    "--mtp-optimistic": "speculative decoding is not part of this version",
+    "--enable-mtp": "MTP heads are not used by this version; see --speculation and --draft-model",
+    "--mtp-num-draft-tokens": "MTP heads are not used by this version; see --num-draft-tokens",
+    "--mtp-optimistic": "drafts are always verified here; see --speculation",
     "--mcp-config": "MCP is not part of this version",
 }
 
 SECTIONS = {
     "server": "server", "model": "model", "pool": "several models", "sampling": "sampling defaults", "cache": "cache",
-    "batch": "batching", "limits": "limits", "guards": "guards", "parsing": "reasoning and tools",
+    "batch": "batching", "speculation": "speculation", "limits": "limits", "guards": "guards",
+    "parsing": "reasoning and tools",
     "agents": "agents' prompts", "media": "images and video", "beside": "models beside the served one",
     "cpu": "CPU backend on Linux",
 }

@@ -43,6 +43,9 @@ def _check_values(settings: Settings) -> None:
 
 
 def _check_contradictions(settings: Settings) -> None:
+    guessing = settings.speculation
+    if guessing.draft_model is not None and guessing.speculation != "auto":
+        raise SettingsError(f"--draft-model is of no use with --speculation {guessing.speculation}; leave one out.")
     server, batch, guards, limits, parsing = (
         settings.server, settings.batch, settings.guards, settings.limits, settings.parsing)
     if guards.memory_limit_threshold <= guards.memory_warn_threshold:

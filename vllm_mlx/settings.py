@@ -247,6 +247,20 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationSettings:
+    """Guessing tokens ahead and verifying several in one step; the text stays what it would have been."""
+
+    speculation: str = option(
+        "auto", "Guess tokens ahead where it pays: from prompt, answers and a draft model; without the latter; or not.",
+        "--speculation", choices=("auto", "prompt-lookup", "off"))
+    draft_model: str | None = option(
+        None, "A smaller model with the same tokenizer that guesses for the served one: a folder or a hub id.",
+        "--draft-model", metavar="MODEL")
+    num_draft_tokens: int = option(
+        16, "Most tokens guessed ahead for a sequence in a step.", "--num-draft-tokens", minimum=1, maximum=64)
+
+
+@dataclass(frozen=True, slots=True)
 class LimitSettings:
     """What a single request may take, and how many may wait."""
 
@@ -417,6 +431,7 @@ class Settings:
     sampling: SamplingSettings = SamplingSettings()
     cache: CacheSettings = CacheSettings()
     batch: BatchSettings = BatchSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
     limits: LimitSettings = LimitSettings()
     guards: GuardSettings = GuardSettings()
     parsing: ParsingSettings = ParsingSettings()

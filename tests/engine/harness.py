@@ -18,6 +18,7 @@ from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams
 from vllm_mlx.engine.runner import ModelRunner
 from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
+from vllm_mlx.engine.speculative import Speculator
 from vllm_mlx.engine.step import EngineStatus, FinishReason, TokenEvent
 
 BLOCK = 16
@@ -55,6 +56,7 @@ class EngineHarness:
         disk_min_tokens: int = 1024,
         is_invariant: bool = False,
         invariance: Invariance | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.runner = ModelRunner(
             model,
@@ -63,6 +65,7 @@ class EngineHarness:
             slack_bytes=slack_bytes,
             is_invariant=is_invariant,
             seed=0,
+            speculator=speculator,
         )
         if invariance is not None:
             self.runner.invariance = invariance
@@ -97,10 +100,13 @@ class EngineHarness:
             grid=self.runner.invariance.grid,
             keeps_answers=not self.runner.invariance.is_promised,
             most_rows=self.runner.invariance.most_rows,
+            max_draft=speculator.max_draft if speculator is not None and self.runner.can_speculate else 0,
         )
         self.answers: dict[str, Answer] = {}
         self.statuses: list[EngineStatus] = []
         self.engine = Engine(self.scheduler, self.runner, self._publish)
+        if speculator is not None:
+            self.engine.on_finished.append(speculator.remember)
 
     def ask(
         self, prompt: Prompt | Sequence[int], *, id: str | None = None, max_tokens: int = 12, **options: Any

@@ -13,6 +13,8 @@ from mlx_lm.utils import load_model
 from tests import tiny_models
 from tests.engine.harness import EngineHarness
 from vllm_mlx.engine.kv_cache import Quantization
+from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.speculative import Speculator
 from vllm_mlx.models.loader import load
 
 MODELS = (
@@ -112,6 +114,56 @@ def test_prompts_computed_together(subject: Subject) -> None:
         harness.run()
         assert [harness.answers[i].tokens for i in ids] == expected
         assert not harness.runner.can_pack or harness.runner.metrics()["num_packed_chunks"] >= least
+
+
+class Prophet:
+    """A draft source that knows the answers, and errs now and then."""
+
+    def __init__(self, known: dict[tuple[int, ...], list[int]], seed: int) -> None:
+        self._known = known
+        self._random = random.Random(seed)
+
+    def draft(self, row: Sequence, limit: int) -> tuple[int, ...]:
+        answer = self._known[row.request.prompt.token_ids]
+        done = row.num_completion_tokens
+        guess = answer[done : done + self._random.randint(1, limit)]
+        return tuple(t if self._random.random() < 0.8 else 21 for t in guess)
+
+    def close(self, request_id: str) -> None:
+        pass
+
+    def bytes_for(self, num_tokens: int) -> int:
+        return 0
+
+
+def test_verified_drafts_change_no_token(subject: Subject) -> None:
+    known = {tuple(p): e for p, e in zip(subject.prompts, subject.expected, strict=True)}
+    for seed in (1, 2):
+        speculator = Speculator(max_draft=6, model=Prophet(known, seed), uses_lookup=False, always=True)
+        harness = EngineHarness(subject.model, chunk=64, speculator=speculator)
+        rng = random.Random(seed)
+        asked = {}
+        for _ in range(2):
+            for prompt, expected in zip(subject.prompts, subject.expected, strict=True):
+                num = rng.choice([2, 7, NUM_TOKENS])
+                asked[harness.ask(prompt, max_tokens=num)] = expected[:num]
+                harness.step(rng.randrange(4))
+            harness.engine.cancel(rng.choice(list(asked)))
+        harness.run()
+        for request_id, expected in asked.items():
+            answer = harness.answers[request_id]
+            assert answer.tokens == expected[: len(answer.tokens)]
+            assert answer.reason == "cancelled" or answer.tokens == expected
+        least = 4 if harness.runner._ring else 20  # windows go round after 24 tokens
+        assert not harness.runner.can_speculate or speculator.counters.num_kept > least
+        assert not harness.runner._seats and harness.scheduler.kv_bytes == 0
+
+
+def test_every_model_but_those_with_recurrent_layers_speculates(subject: Subject) -> None:
+    runner = EngineHarness(subject.model).runner
+    assert runner.can_speculate == (
+        subject.name not in {"falcon_h1", "llama4", "mamba2", "qwen3_next", "qwen3_5"}
+    )
 
 
 def test_after_prefix_hits(subject: Subject) -> None:

@@ -95,6 +95,7 @@ class FakeLaunched:
     plan: StepPlan
     result: StepResult
     allows_overlap: bool
+    drafts: dict[str, tuple[Sequence, FakeRow, list[int]]] = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -108,13 +109,16 @@ class FakeRunner:
         checkpoint_step: int = 0,
         fault: Callable[[str], None] = lambda where: None,
         needs_host: Callable[[Request], bool] = lambda request: False,
+        draft: Callable[[list[int], int], list[int]] = lambda true_tokens, limit: [],
     ) -> None:
         self.checkpoint_step = checkpoint_step if is_hybrid else 0
         self.rows: dict[str, FakeRow] = {}
         self.is_hybrid = is_hybrid
         self._fault = fault
         self._needs_host = needs_host
+        self._draft = draft
         self.num_computed = 0
+        self.num_kept = 0
 
     def bytes_for(self, num_tokens: int) -> int:
         return num_tokens * BYTES_PER_TOKEN + (STATE_BYTES if self.is_hybrid and num_tokens else 0)
@@ -145,7 +149,9 @@ class FakeRunner:
     def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> FakeLaunched:
         self._fault("launch")
         sampled = []
-        for request_id in plan.decode:
+        limits = plan.draft_limits or (0,) * len(plan.decode)
+        drafts: dict[str, tuple[Sequence, FakeRow, list[int]]] = {}
+        for request_id, limit in zip(plan.decode, limits, strict=True):
             sequence, row = sequences[request_id], self.rows[request_id]
             position = sequence.num_computed - 1
             assert len(row.keys) == position, f"decoding position {position} on a row of {len(row.keys)}"
@@ -155,6 +161,11 @@ class FakeRunner:
             row.device_token = next_token(
                 row.keys, row.state if self.is_hybrid else 0, sequence.request.sampling.seed or 0
             )
+            if limit and position < len(known) and not self.is_hybrid:
+                done = sequence.num_completion_tokens
+                draft = self._draft(lone_run(sequence.request, is_hybrid=False)[done:], limit)
+                assert len(draft) <= limit and done + 1 + len(draft) <= sequence.request.max_tokens
+                drafts[request_id] = (sequence, row, draft)
             sampled.append(Sampled(request_id, (row.device_token,)))
             if self.checkpoint_step and len(row.keys) % self.checkpoint_step == 0:
                 row.keep()
@@ -169,11 +180,30 @@ class FakeRunner:
                 row.keep()
         self.num_computed += plan.num_tokens
         overlap = not any(self._needs_host(sequences[i].request) for i in plan.decode)
-        return FakeLaunched(plan, StepResult(tuple(sampled)), overlap)
+        return FakeLaunched(plan, StepResult(tuple(sampled)), overlap and not drafts, drafts)
+
+    def _verify(self, row: FakeRow, draft: list[int], sequence: Sequence) -> list[int]:
+        """Keep what the row would have chosen; the keys of the others are taken back."""
+        kept = []
+        for guess in draft:
+            if guess != row.device_token:
+                break
+            row.write(guess)
+            row.device_token = next_token(row.keys, 0, sequence.request.sampling.seed or 0)
+            kept.append(row.device_token)
+        self.num_kept += len(kept)
+        return kept
 
     def collect(self, launched: FakeLaunched) -> StepResult:
         self._fault("collect")
-        return launched.result
+        sampled = []
+        for one in launched.result.sampled:
+            tokens = one.token_ids
+            if one.request_id in launched.drafts:
+                sequence, row, draft = launched.drafts[one.request_id]
+                tokens += tuple(self._verify(row, draft, sequence))
+            sampled.append(Sampled(one.request_id, tokens))
+        return StepResult(tuple(sampled))
 
     def reset(self) -> None:
         assert not self.rows, "rows outlived a failed step"

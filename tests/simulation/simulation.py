@@ -45,6 +45,7 @@ class Simulation:
             checkpoint_step=r.choice([0, BLOCK]),
             fault=self._fault,
             needs_host=self._needs_host,
+            draft=self._guess,
         )
         budget = r.choice([400, 900, 3000, 20000])
         self.cache = None
@@ -79,6 +80,7 @@ class Simulation:
         self.chunk = r.choice([BLOCK, 2 * BLOCK, 64])
         self.seconds_per_token = r.choice([None, 1e-12, 1.0])
         self.expected_completion = r.choice([1, 8, 256])
+        self.max_draft = r.choice([0, 0, 1, 6])
         self.checkpoint_interval = r.choice([0, 8, 16])
         self._start()
         self.outcomes: dict[str, Outcome] = {}
@@ -109,6 +111,7 @@ class Simulation:
             atomic_spans=self.atomic_spans,
             expected_completion=self.expected_completion,
             tier=self.tier if self.has_disk else None,
+            max_draft=self.max_draft,
         )
         self.engine = Engine(self.scheduler, self.runner, self._publish, clock=lambda: self.now)
 
@@ -192,6 +195,13 @@ class Simulation:
     def _fault(self, where: str) -> None:
         if self.random.random() < self.fault_rate:
             raise RuntimeError(f"injected at {where}")
+
+    def _guess(self, truth: list[int], limit: int) -> list[int]:
+        """A draft that is right as far as it goes, or has an error somewhere."""
+        draft = truth[: self.random.randint(0, limit)]
+        if draft and self.random.random() < 0.5:
+            draft[self.random.randrange(len(draft))] = self.random.randrange(VOCAB)
+        return draft
 
     def _needs_host(self, request: Request) -> bool:
         return request.max_tokens == 5

@@ -54,6 +54,11 @@ def _engine(context: ServerContext) -> Iterator[Row]:
     yield "vllm_mlx:prefix_cache_hit_requests_total", "Requests that found a prefix.", status.num_prefix_hits
     yield "vllm_mlx:prefix_cache_miss_requests_total", "Requests that found none.", status.num_prefix_misses
     yield "vllm_mlx:prefix_cache_evictions_total", "Evictions from the prefix cache.", status.num_evictions
+    drafted, accepted = status.extra.get("num_draft_tokens"), status.extra.get("num_accepted_tokens")
+    yield "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead.", drafted
+    yield "vllm:spec_decode_num_accepted_tokens_total", "Guesses that were what the model chose.", accepted
+    saved = status.extra.get("draft_seconds_saved")
+    yield "vllm_mlx:spec_decode_seconds_saved", "Time that guesses saved, less what they cost.", saved
     yield "vllm_mlx:http_requests_live", "Generation requests being answered.", len(context.live)
 
 

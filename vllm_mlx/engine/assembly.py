@@ -11,6 +11,7 @@ from vllm_mlx.engine.chunking import StallBoundedChunk
 from vllm_mlx.engine.disk_codec import KVCodec
 from vllm_mlx.engine.disk_folder import shared_folder
 from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
+from vllm_mlx.engine.draft_model import DraftModel
 from vllm_mlx.engine.engine import Engine, Publish
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.media_cache import MediaCache
@@ -18,6 +19,7 @@ from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.runner import ModelRunner
 from vllm_mlx.engine.scheduler import Limits, Scheduler
 from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.speculative import Speculator
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.models.activations import read_activation_cost
 from vllm_mlx.models.base import LanguageModel
@@ -59,6 +61,8 @@ class EngineOptions:
     batch_invariant: bool = False
     seed: int | None = None
     disk: DiskOptions | None = None
+    speculation: str = "off"
+    num_draft_tokens: int = 16
 
 
 def build_engine(
@@ -68,6 +72,7 @@ def build_engine(
     *,
     judge: Callable[[Sequence], str | None] = lambda sequence: None,
     wake: Callable[[], object] = lambda: None,
+    draft_model: LanguageModel | None = None,
 ) -> Engine:
     """An engine ready to step; `wake` makes its sleeping thread call `idle` again, and may be called from any thread.
 
@@ -88,6 +93,7 @@ def build_engine(
             checkpoint_step=options.block_size if prefix_cache_bytes else 0,
             is_invariant=options.batch_invariant,
             seed=options.seed,
+            speculator=_speculator(options, draft_model),
         )
     except ValueError as error:
         if quantization is None:
@@ -127,11 +133,19 @@ def build_engine(
         grid=runner.invariance.grid,
         keeps_answers=not runner.invariance.is_promised,
         most_rows=runner.invariance.most_rows,
+        max_draft=runner.speculator.max_draft if runner.speculator is not None else 0,
         judge=judge,
         tier=tier,
     )
     engine = Engine(scheduler, runner, publish)
     engine.on_step.append(sizer.observe)
+    if runner.speculator is not None:
+        engine.on_finished.append(runner.speculator.remember)
+    elif draft_model is not None:
+        raise SettingsError(
+            f"--draft-model cannot be used with {model.profile.name}: what its layers keep cannot be taken back after "
+            "a wrong guess, or it computes one request at a time. Leave the flag out."
+        )
     engine.on_sharing.append(sizer.share)
     if tier is not None:
         engine.reports.append(tier.metrics)
@@ -155,3 +169,9 @@ def _disk_tier(cache: PrefixCache, options: DiskOptions, wake: Callable[[], obje
         writer=writer,
         reader=reader,
     )
+
+
+def _speculator(options: EngineOptions, draft_model: LanguageModel | None) -> Speculator | None:
+    if options.speculation == "off":
+        return None
+    return Speculator(options.num_draft_tokens, model=DraftModel(draft_model) if draft_model is not None else None)

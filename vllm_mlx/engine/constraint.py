@@ -253,7 +253,11 @@ class ThinkingTracker:
     @property
     def needs_host_token(self) -> bool:
         """A forced token may be due before the host has read the two tokens that may be in flight."""
-        return bool(self._pending) or self._limit - self.num_reasoning <= 2
+        return self.may_force_within(0)
+
+    def may_force_within(self, num_tokens: int) -> bool:
+        """A forced token may be due within so many more."""
+        return bool(self._pending) or self._limit - self.num_reasoning <= num_tokens + 2
 
 
 def _num_before(marker: Marker, ids: Sequence[int]) -> int | None:
@@ -305,6 +309,28 @@ class Guide:
     def forced(self) -> int | None:
         return self.thinking.forced() if self.thinking is not None else None
 
+    def num_draftable(self, token_ids: Sequence[int]) -> int:
+        """How many of these drafted tokens, in order, could be verified in one step: as far as the grammar takes them,
+        and none where a token may have to be forced, or where what was accepted could not be taken back."""
+        if self.thinking is not None and self.thinking.may_force_within(len(token_ids)):
+            return 0
+        if self.constraint is None:
+            return len(token_ids)
+        grammar = _grammar_of(self.constraint)
+        return grammar.num_accepted_of(token_ids) if grammar is not None else 0
+
+    def masks_after(self, token_ids: Sequence[int]) -> list[np.ndarray | None]:
+        """The masks behind each of these tokens, which `num_draftable` let pass; the guide stays where it is."""
+        self.prepare()
+        if self.constraint is None:
+            return [None] * len(token_ids)
+        masks = []
+        for token_id in token_ids:
+            self.constraint.accept(token_id)
+            masks.append(self.constraint.allowed())
+        self.constraint.rollback(len(token_ids))
+        return masks
+
     def accept(self, token_id: int) -> None:
         self._is_ready = False
         self._mask = None
@@ -338,12 +364,17 @@ def prepare_guides(guides: Iterable[Guide | None], executor: LLExecutor | None =
 
 def _grammar_in(guide: Guide) -> GrammarConstraint | None:
     """The grammar constraint whose mask is needed next, if that is what the guide will ask for."""
-    constraint = guide.constraint
+    grammar = _grammar_of(guide.constraint)
+    if grammar is None or grammar.has_mask or guide.forced() is not None:
+        return None
+    return grammar if grammar.wants_matcher_mask else None
+
+
+def _grammar_of(constraint: Constraint | None) -> GrammarConstraint | None:
+    """The grammar that steers the next token, if one does."""
     if isinstance(constraint, AfterReasoning) and constraint.is_in_grammar:
         constraint = constraint.inner
-    if not isinstance(constraint, GrammarConstraint) or constraint.has_mask or guide.forced() is not None:
-        return None
-    return constraint if constraint.wants_matcher_mask else None
+    return constraint if isinstance(constraint, GrammarConstraint) else None
 
 
 def _compute_in_parallel(constraints: Sequence[GrammarConstraint], executor: LLExecutor) -> None:

@@ -18,11 +18,12 @@ group of empty rows may fill the step up to a fixed number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint
+from vllm_mlx.models.grouped import Spread
 
 MAX_WASTE = 1.25
 # Merging stops below the bound, so that growth does not pass it at once.
@@ -32,6 +33,8 @@ MERGE_WASTE = 1.2
 MAX_SIZE_RATIO = 4
 PATIENCE_STEPS = 8
 MANY_GROUPS = 6
+# More drafts than anybody makes.
+MAX_ROOM = 1 << 16
 
 
 class RowGroup:
@@ -70,10 +73,10 @@ class RowGroup:
     def leave(self, index: int) -> None:
         self.rows[index], self.lengths[index] = None, 0
 
-    def reserve(self) -> None:
-        """Room for one more token in each row."""
-        if self.longest + 1 > self.cache.num_tokens:
-            self.cache.reserve(len(self.rows), capacity_for(self.longest))
+    def reserve(self, num_new: int = 1) -> None:
+        """Room for so many more tokens in each row."""
+        if self.longest + num_new > self.cache.num_tokens:
+            self.cache.reserve(len(self.rows), capacity_for(self.longest + num_new - 1))
 
     def compact(self) -> None:
         """Drop empty rows, and length that nobody needs."""
@@ -116,6 +119,7 @@ class DecodeBatch:
         self._slack_tokens = slack_tokens
         self._groups: list[RowGroup] = []
         self._places: dict[str, tuple[RowGroup, int]] = {}
+        self._spreads: list[Spread | None] = []
         self.waste_ratio = 1.0
 
     def __contains__(self, request_id: str) -> bool:
@@ -153,14 +157,30 @@ class DecodeBatch:
     @property
     def entries(self) -> list[Any]:
         """What the model is called with."""
-        if len(self._groups) == 1:
+        if len(self._groups) == 1 and self._spreads == [None]:
             return self._groups[0].cache.entries
-        return grouped_entries([group.cache for group in self._groups])
+        return grouped_entries([group.cache for group in self._groups], self._spreads)
 
     def index(self, request_id: str) -> int:
-        """The sequence's row in the step, counted over all groups."""
+        """Where the sequence's first token stands among the step's, over all groups."""
         group, row = self._places[request_id]
-        return row + sum(len(g.rows) for g in self._groups[: self._groups.index(group)])
+        place = self._groups.index(group)
+        spread = self._spreads[place]
+        before = zip(self._groups[:place], self._spreads[:place], strict=True)
+        within = row if spread is None else sum(spread.counts[:row])
+        return within + sum(len(g.rows) if s is None else s.num_tokens for g, s in before)
+
+    def draft_room(self, request_id: str, ring: int | None) -> int:
+        """Tokens that may be written behind the row's next one and taken back. Windows that have gone round write over
+        what is still seen, and a group is written as a whole."""
+        group, _ = self._places[request_id]
+        return MAX_ROOM if ring is None else max(0, ring - group.longest - 1)
+
+    def keep(self, request_id: str, num_tokens: int) -> None:
+        """So many of the last step's drafts are the row's own tokens now."""
+        if request_id in self._places:
+            group, row = self._places[request_id]
+            group.lengths[row] += num_tokens
 
     def join(self, request_id: str, row: RowCache, length: int) -> None:
         """Take over a sequence's cache of `length` tokens."""
@@ -176,20 +196,33 @@ class DecodeBatch:
         if not group.num_alive:
             self._groups.remove(group)
 
-    def begin_step(self, request_ids: Sequence[str]) -> list[int]:
-        """Arrange the groups, set the positions of a step that gives each of these one token, and return every row's.
-
-        Rows that are not named are computed too, but do not move on.
-        """
+    def arrange(self) -> None:
+        """Merge groups that fit together; no places change after this until the next step."""
         self._arrange()
+
+    def begin_step(self, request_ids: Sequence[str], num_drafts: Mapping[str, int] | None = None) -> list[int]:
+        """Set the positions of a step that gives each of these rows a token, and return every token's.
+
+        Rows that are not named are computed too, but do not move on. Behind a row's token come its drafts, if it has
+        any; `keep` says afterwards how many of them stay.
+        """
+        num_drafts = num_drafts or {}
         positions: list[int] = []
+        self._spreads = []
+        num_new = []
         for group in self._groups:
-            group.reserve()
+            counts = [1 + num_drafts.get(row or "", 0) for row in group.rows]
+            num_new.append(max(counts))
+            self._spreads.append(Spread(counts) if num_new[-1] > 1 else None)
+            group.reserve(num_new[-1])
         self.waste_ratio = self.held_tokens / max(1, self.alive_tokens + len(self))
-        for group in self._groups:
+        for group, spread, num in zip(self._groups, self._spreads, num_new, strict=True):
             group.age += 1
-            group.cache.begin(group.lengths)
-            positions += group.lengths
+            group.cache.begin(group.lengths, num)
+            if spread is None:
+                positions += group.lengths
+            else:
+                positions += [n + i for n, c in zip(group.lengths, spread.counts, strict=True) for i in range(c)]
         for request_id in request_ids:
             group, row = self._places[request_id]
             group.lengths[row] += 1

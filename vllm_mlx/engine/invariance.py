@@ -117,6 +117,7 @@ class Probe:
         steps = []
         for step in range(_PROBE_STEPS):
             names = [str(index) for index in indices]
+            batch.arrange()
             positions = batch.begin_step(names)
             tokens = np.zeros((batch.num_rows, 1), dtype=np.int32)
             rows = [batch.index(name) for name in names]

@@ -335,6 +335,12 @@ class RowCache:
     def is_batchable(self) -> bool:
         return not any(isinstance(row, OpaqueRow) for row in self.rows)
 
+    def trim(self, num_tokens: int) -> None:
+        """Forget all but the first tokens; for sliceable rows only."""
+        for row in self.rows:
+            assert isinstance(row, AttentionRow)
+            row.offset = min(row.offset, num_tokens)
+
     def segment(self, start: int, end: int) -> KVSegment:
         return KVSegment(tuple(r.segment(start, end) for r in self.rows if isinstance(r, AttentionRow)))
 

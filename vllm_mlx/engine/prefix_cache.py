@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vllm_mlx.engine.step import CacheReport
+
 
 class Segment(Protocol):
     """KV of a run of tokens, or a whole-state checkpoint (then never split)."""
@@ -407,3 +409,13 @@ def common_prefix(run: tuple[int, ...], key: tuple[int, ...], offset: int = 0) -
         else:
             high = middle - 1
     return low
+
+
+def report_lease(num_tokens: int, lease: Lease | None) -> CacheReport:
+    """How much of a prompt came from the cache, and where it stopped agreeing with what was there."""
+    if lease is None:
+        return CacheReport(miss_reason="the prefix cache is not used")
+    reason = lease.reason
+    if reason is None and lease.num_matched < num_tokens - 1:
+        reason = f"token {lease.num_matched} is the first that differs from every stored prefix"
+    return CacheReport(lease.num_tokens, lease.num_matched, reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ from vllm_mlx.engine.kv_cache import (
     KVSegment,
     Layout,
     Quantization,
+    RecurrentRow,
     RowCache,
     StateCheckpoint,
+    WindowRow,
     measure_footprint,
 )
 from vllm_mlx.engine.kv_pack import packed_entries
@@ -37,6 +40,7 @@ from vllm_mlx.engine.packing import pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
 from vllm_mlx.engine.sequence import Sequence
+from vllm_mlx.engine.speculative import Speculator
 from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult, TokenLogprobs
 from vllm_mlx.models.base import Features, LanguageModel
 
@@ -61,12 +65,16 @@ class Seat:
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step on its way: the seats it decoded, in the order of its tokens."""
+    """A step on its way: the seats it decoded, in the order of its tokens.
+
+    `drafts`, parallel to `seats`, are guesses of the tokens behind each one's next; empty when nobody has any.
+    """
 
     plan: StepPlan
     seats: tuple[Seat, ...]
     sampled: SampledBatch | None
     allows_overlap: bool
+    drafts: tuple[tuple[int, ...], ...] = ()
 
 
 class ModelRunner:
@@ -88,6 +96,7 @@ class ModelRunner:
         slack_bytes: int = 16 << 20,
         is_invariant: bool = False,
         seed: int | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.model = model
         self.layout = Layout(model.make_cache, quantization)
@@ -106,6 +115,12 @@ class ModelRunner:
         # A pack pads its prompts to the longest: other shapes, in other company.
         self.can_pack = self.can_group and not is_invariant and self._prefills_in_packs()
         self.checkpoint_step = checkpoint_step
+        # Recurrent states cannot be taken back after a wrong guess.
+        has_states = any(isinstance(row, RecurrentRow) for row in example.rows)
+        self.can_speculate = self.can_group and not is_invariant and not has_states
+        self.speculator = speculator if self.can_speculate else None
+        self._ring = min((row.max_size for row in example.rows if isinstance(row, WindowRow)), default=None)
+        self._clock = _StepClock()
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
         self._num_encoded = 0
         self._seats: dict[str, Seat] = {}
@@ -152,7 +167,8 @@ class ModelRunner:
     # ── KV, as the scheduler asks for it ────────────────────────────────────────────────────────────────────────
 
     def bytes_for(self, num_tokens: int) -> int:
-        return self.footprint.bytes_for(num_tokens)
+        num_bytes = self.footprint.bytes_for(num_tokens)
+        return num_bytes + self.speculator.bytes_for(num_tokens) if self.speculator is not None else num_bytes
 
     def open(self, sequence: Sequence, lease: Lease | None) -> None:
         cache = self.layout.new_row()
@@ -186,11 +202,14 @@ class ModelRunner:
 
     def close(self, sequence: Sequence) -> None:
         seat = self._seats.pop(sequence.id)
+        if self.speculator is not None:
+            self.speculator.close(sequence.id)
         if seat.cache is None and self._batch is not None:
             self._batch.leave(sequence.id)
             if not len(self._batch):
                 self._batch = None
         if not self._seats:
+            self._clock.stop()
             self._last = None  # it holds arrays, and nobody is left who could have a token pending in it
 
     def reset(self) -> None:
@@ -204,13 +223,16 @@ class ModelRunner:
     def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> LaunchedStep:
         """Start the step's decode, then its chunks; returns at once where the device allows it."""
         seats = tuple(self._seats[request_id] for request_id in plan.decode)
-        sampled = self._decode(seats) if seats else None
+        self._join(seats)
+        drafts = self._drafts(seats, plan) if plan.draft_limits else ()
+        sampled = self._decode(seats, drafts) if seats else None
         alone = [c for c in plan.chunks if not self._can_be_packed(c)]
         together = [c for c in plan.chunks if self._can_be_packed(c)]
         for pack in [*((c,) for c in alone), *pack_chunks(together)]:
             self._prefill_pack(pack) if len(pack) > 1 else self._prefill(pack[0])
         overlap = not any(seat.sampling.needs_host_token for seat in seats)
-        self._last = LaunchedStep(plan, seats, sampled, overlap)
+        overlap = overlap and not any(drafts) and not self._expects_drafts(seats, plan)
+        self._last = LaunchedStep(plan, seats, sampled, overlap, drafts if any(drafts) else ())
         return self._last
 
     def collect(self, launched: LaunchedStep) -> StepResult:
@@ -218,18 +240,22 @@ class ModelRunner:
         if launched.sampled is None:
             return StepResult()
         tokens = launched.sampled.collect()
-        results, failures = [], {}
-        for seat, (token_id, logprobs), error in zip(
-            launched.seats, tokens, launched.sampled.row_errors, strict=True
-        ):
-            if error is not None:
+        errors = launched.sampled.row_errors
+        results, failures, first, num_kept = [], {}, 0, 0
+        for seat, draft in zip(launched.seats, launched.drafts or ((),) * len(launched.seats), strict=True):
+            last = first + len(draft)
+            if (error := errors[first]) is not None:
                 failures[seat.sequence.id] = error
-                continue
-            if seat.sampling.guide is not None:
-                seat.sampling.guide.accept(token_id)
-            results.append(
-                Sampled(seat.sequence.id, (token_id,), (logprobs,) if logprobs else (), _read_prompt_logprobs(seat))
-            )
+            else:
+                kept = _num_kept(draft, [t for t, _ in tokens[first : last + 1]], errors[first : last + 1])
+                if draft:
+                    self._keep_drafts(seat, len(draft), kept)
+                    num_kept += kept
+                results.append(_sampled(seat, tokens[first : first + kept + 1]))
+            first = last + 1
+        elapsed_s = self._clock.lap(launched.plan)
+        if self.speculator is not None and elapsed_s is not None:
+            self.speculator.observe(len(tokens), len(launched.seats), num_kept, elapsed_s)
         return StepResult(tuple(results), failures)
 
     def metrics(self) -> Mapping[str, object]:
@@ -244,6 +270,7 @@ class ModelRunner:
             "media_cache_bytes": self._media.nbytes,
             **({"batch_invariance": self.invariance.name} if self.invariance.is_promised else {}),
             "num_encoder_runs": self._num_encoded,
+            **(self.speculator.metrics() if self.speculator is not None else {}),
         }
 
     # ── prompt chunks ────────────────────────────────────────────────────────────────────────────────────────
@@ -318,15 +345,55 @@ class ModelRunner:
                 found[index] = features
         return found
 
+    # ── speculation ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _drafts(self, seats: SequenceOf[Seat], plan: StepPlan) -> tuple[tuple[int, ...], ...]:
+        """A guess for each seat, empty where there is none or where it could not be verified."""
+        if self.speculator is None or self._batch is None:
+            return ()
+        drafts = []
+        for seat, limit in zip(seats, plan.draft_limits, strict=True):
+            draft: tuple[int, ...] = ()
+            limit = min(limit, self._batch.draft_room(seat.sequence.id, self._ring))
+            if limit and not seat.sampling.has_penalties and self._known_token(seat) is not None:
+                draft = self.speculator.draft(seat.sequence, limit, len(seats))
+                if draft and seat.sampling.guide is not None:
+                    draft = draft[: seat.sampling.guide.num_draftable(draft)]
+            drafts.append(draft)
+        return tuple(drafts)
+
+    def _expects_drafts(self, seats: SequenceOf[Seat], plan: StepPlan) -> bool:
+        """Some row will have a guess for its next step, if its token is waited for before that is launched."""
+        if self.speculator is None or self._batch is None or not plan.draft_limits:
+            return False
+        return any(
+            self.speculator.expects(seat.sequence, len(seats))
+            for seat in seats
+            if not seat.sampling.has_penalties and self._batch.draft_room(seat.sequence.id, self._ring)
+        )
+
+    def _keep_drafts(self, seat: Seat, num_drafted: int, num_kept: int) -> None:
+        assert self.speculator is not None
+        self.speculator.verified(seat.sequence, num_drafted, num_kept)
+        seat.sampling.num_completion += num_kept
+        if self._batch is not None:
+            self._batch.keep(seat.sequence.id, num_kept)
+
     # ── one decode step ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _decode(self, seats: SequenceOf[Seat]) -> SampledBatch:
-        logits = self._batched_logits(seats) if self.is_batched else self._single_logits(seats)
+    def _decode(self, seats: SequenceOf[Seat], drafts: SequenceOf[tuple[int, ...]] = ()) -> SampledBatch:
+        if self.is_batched:
+            logits = self._batched_logits(seats, drafts or ((),) * len(seats))
+        else:
+            logits = self._single_logits(seats)
         guides = [seat.sampling.guide for seat in seats]
         if any(guide is not None for guide in guides):
             mx.async_eval(logits)  # the device computes while the host makes the masks
             prepare_guides(guides)
-        sampled = self._sampler.sample(logits, [seat.sampling for seat in seats])
+        rows = [seat.sampling for seat in seats]
+        if any(drafts):
+            rows = [row for seat, draft in zip(seats, drafts, strict=True) for row in _sampling_rows(seat, draft)]
+        sampled = self._sampler.sample(logits, rows)
         mx.async_eval(sampled.arrays(), self._states(seats), self._keep_states(seats))
         return sampled
 
@@ -356,8 +423,10 @@ class ModelRunner:
             return self._batch.state
         return [a for seat in seats if seat.cache is not None for a in seat.cache.state]
 
-    def _batched_logits(self, seats: SequenceOf[Seat]) -> mx.array:
-        """Logits [len(seats), V] of one forward over all rows of the batch."""
+    def _join(self, seats: SequenceOf[Seat]) -> None:
+        """Into the batch with rows that decode for the first time."""
+        if not self.is_batched or not seats:
+            return
         if self._batch is None:
             self._batch = DecodeBatch(
                 self._example,
@@ -366,26 +435,37 @@ class ModelRunner:
                 is_apart=self.invariance.is_promised,
                 num_rows=self.invariance.num_rows,
             )
-        batch = self._batch
         for seat in seats:
             if seat.cache is not None:
-                batch.join(seat.sequence.id, seat.cache, seat.sequence.num_computed - 1)
+                self._batch.join(seat.sequence.id, seat.cache, seat.sequence.num_computed - 1)
                 seat.cache = None
-        positions = batch.begin_step([seat.sequence.id for seat in seats])
-        indices = [batch.index(seat.sequence.id) for seat in seats]
-        states: list[Any | None] = [None] * batch.num_rows
-        adapters = [""] * batch.num_rows
-        for seat, index in zip(seats, indices, strict=True):
-            states[index] = seat.state
-            adapters[index] = seat.sequence.request.adapter
-        self.model.adapters.use(adapters)
+        self._batch.arrange()
+
+    def _batched_logits(self, seats: SequenceOf[Seat], drafts: SequenceOf[tuple[int, ...]]) -> mx.array:
+        """Logits [T, V] of one forward over all rows of the batch: for each seat its next token, then its drafts."""
+        batch = self._batch
+        assert batch is not None
+        num_drafts = {seat.sequence.id: len(draft) for seat, draft in zip(seats, drafts, strict=True)}
+        positions = batch.begin_step(list(num_drafts), num_drafts if any(drafts) else None)
+        firsts = [batch.index(seat.sequence.id) for seat in seats]
+        indices = [i for first, draft in zip(firsts, drafts, strict=True) for i in range(first, first + len(draft) + 1)]
+        states: list[Any | None] = [None] * len(positions)
+        adapters = [""] * len(positions)
         tokens = self._tokens(seats)
-        if indices != list(range(batch.num_rows)):
-            places = np.zeros(batch.num_rows, dtype=np.uint32)
-            places[indices] = np.arange(len(seats), dtype=np.uint32)
+        if any(drafts):
+            tokens = _with_drafts(tokens, drafts)
+        for seat, first, draft in zip(seats, firsts, drafts, strict=True):
+            for i in range(first, first + len(draft) + 1):
+                states[i] = seat.state
+                adapters[i] = seat.sequence.request.adapter
+        self.model.adapters.use(adapters)
+        is_in_order = indices == list(range(len(positions)))
+        if not is_in_order:
+            places = np.zeros(len(positions), dtype=np.uint32)
+            places[indices] = np.arange(len(indices), dtype=np.uint32)
             tokens = tokens[mx.array(places)]
         logits = self.model.decode(tokens[:, None], positions, batch.entries, states)
-        return logits if indices == list(range(batch.num_rows)) else logits[mx.array(indices, dtype=mx.uint32)]
+        return logits if is_in_order else logits[mx.array(indices, dtype=mx.uint32)]
 
     def _single_logits(self, seats: SequenceOf[Seat]) -> mx.array:
         """Logits of one forward per row, for caches that cannot stand side by side."""
@@ -421,6 +501,57 @@ class ModelRunner:
         position = seat.sequence.num_computed - 1
         tokens = seat.sequence.tokens
         return tokens[position] if position < len(tokens) else None
+
+
+class _StepClock:
+    """Seconds from one decode step's tokens to the next one's; None where something else lay between them."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def lap(self, plan: StepPlan) -> float | None:
+        now = time.perf_counter()
+        last, self._last = self._last, None if plan.chunks else now
+        return now - last if last is not None and not plan.chunks else None
+
+    def stop(self) -> None:
+        self._last = None
+
+
+def _with_drafts(tokens: mx.array, drafts: SequenceOf[tuple[int, ...]]) -> mx.array:
+    """int32: each of `tokens`, followed by its drafts."""
+    order, place = [], len(drafts)
+    for i, draft in enumerate(drafts):
+        order += [i, *range(place, place + len(draft))]
+        place += len(draft)
+    guesses = mx.array([token for draft in drafts for token in draft], dtype=mx.int32)
+    return mx.concatenate([tokens, guesses])[mx.array(order, dtype=mx.uint32)]
+
+
+def _sampling_rows(seat: Seat, draft: tuple[int, ...]) -> list[SamplingRow]:
+    """The seat's own row, and the row as it will be behind each drafted token."""
+    if not draft:
+        return [seat.sampling]
+    guide = seat.sampling.guide
+    masks = guide.masks_after(draft) if guide is not None else [None] * len(draft)
+    return [seat.sampling, *(seat.sampling.ahead(i, mask) for i, mask in enumerate(masks, start=1))]
+
+
+def _num_kept(draft: tuple[int, ...], tokens: SequenceOf[int], errors: SequenceOf[str | None]) -> int:
+    """Drafted tokens that are what the row sampled in their places, each from sound logits."""
+    for i, guess in enumerate(draft):
+        if tokens[i] != guess or errors[i + 1] is not None:
+            return i
+    return len(draft)
+
+
+def _sampled(seat: Seat, tokens: SequenceOf[tuple[int, TokenLogprobs | None]]) -> Sampled:
+    token_ids = tuple(token for token, _ in tokens)
+    if seat.sampling.guide is not None:
+        for token_id in token_ids:
+            seat.sampling.guide.accept(token_id)
+    logprobs = tuple(entry for _, entry in tokens if entry is not None)
+    return Sampled(seat.sequence.id, token_ids, logprobs, _read_prompt_logprobs(seat))
 
 
 def _read_prompt_logprobs(seat: Seat) -> tuple[TokenLogprobs, ...]:

@@ -12,6 +12,7 @@ Log-probabilities are those of the raw logits: before penalties, masks and tempe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class SamplingRow:
         self.seed = (params.seed if params.seed is not None else seed) & 0xFFFFFFFFFFFFFFFF
         self.num_completion = len(completion_ids)
         self.guide = guide
+        self.draft_mask: np.ndarray | None = None
         self.stop_token_ids = tuple(t for t in sorted(stop_token_ids) if t < vocab_size)
         self.bias = tuple((t, v) for t, v in params.logit_bias.items() if 0 <= t < vocab_size and v != 0.0)
         self.has_penalties = (
@@ -71,6 +73,14 @@ class SamplingRow:
         seen[prompt[(prompt >= 0) & (prompt < self.vocab_size)]] = True
         self.counts = mx.array(counts.astype(np.float32))
         self.unrepeated = mx.array(np.where(seen, np.float32(1.0 / self.params.repetition_penalty), np.float32(1.0)))
+
+    def ahead(self, num_tokens: int, mask: np.ndarray | None) -> SamplingRow:
+        """This row as it will stand after that many more tokens, which a draft guesses. Not for rows with penalties."""
+        row = copy.copy(self)
+        row.num_completion += num_tokens
+        row.guide = None
+        row.draft_mask = mask
+        return row
 
     @property
     def needs_host_token(self) -> bool:
@@ -226,7 +236,7 @@ class BatchSampler:
     @staticmethod
     def _mask_of(row: SamplingRow, index: int, host_errors: dict[int, str]) -> np.ndarray | None:
         if row.guide is None:
-            return None
+            return row.draft_mask
         mask = row.guide.mask()
         if row.guide.failure is not None:
             host_errors[index] = row.guide.failure

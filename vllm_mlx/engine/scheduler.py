@@ -19,11 +19,12 @@ from vllm_mlx.engine.ports import ChunkSizer as ChunkSizer
 from vllm_mlx.engine.ports import FixedChunk as FixedChunk
 from vllm_mlx.engine.ports import KVStore as KVStore
 from vllm_mlx.engine.ports import Limits as Limits
-from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, common_prefix
+from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, common_prefix, report_lease
 from vllm_mlx.engine.queue_policy import FairPolicy, QueueClock, QueuePolicy
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
-from vllm_mlx.engine.step import CacheReport, Chunk, FinishReason, StepPlan, StepResult
+from vllm_mlx.engine.speculative import draft_limits
+from vllm_mlx.engine.step import Chunk, FinishReason, StepPlan, StepResult
 
 # Copied to or from the disk's buffers in one step: beside running streams, and when nobody waits for a token.
 _DISK_BYTES_A_STEP, _DISK_BYTES_IDLE = 16 * MIB, 256 * MIB
@@ -48,6 +49,7 @@ class Scheduler:
     takes answers too, not only prompts. `most_rows`: what the runner can hold, whatever the limits say. `judge` is
     asked after each token and names the loop a sequence is caught in, if it is.
     `expected_completion`: tokens an answer is taken to have while none has been seen; then twice the moving average.
+    `max_draft`: drafted tokens a row may verify in a step.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Scheduler:
         grid: int = 0,
         keeps_answers: bool = True,
         most_rows: int | None = None,
+        max_draft: int = 0,
         judge: Callable[[Sequence], str | None] = lambda sequence: None,
         policy: QueuePolicy | None = None,
         tier: DiskTier | None = None,
@@ -88,6 +91,7 @@ class Scheduler:
         self._grain = max(block_size, grid)
         self._checkpoint_interval = checkpoint_interval // self._grain * self._grain
         self._atomic_spans = atomic_spans
+        self._max_draft = max_draft
         self._judge = judge
         self._arrivals = itertools.count()
         self._ended: list[Sequence] = []
@@ -171,7 +175,10 @@ class Scheduler:
             if admitted is None:
                 break
             left -= self._plan_chunk(admitted, left, chunks)
-        return StepPlan(tuple(s.id for s in decode), tuple(chunks))
+        # Prompts come first: a step that computes chunks verifies no drafts.
+        most = 0 if chunks else min(self._max_draft, left // max(1, len(decode)))
+        limits = draft_limits(decode, most, self.store.bytes_for, self._free_bytes) if most else ()
+        return StepPlan(tuple(s.id for s in decode), tuple(chunks), limits)
 
     def rest(self) -> None:
         """Nothing could be planned although somebody waits: let the disk go on."""
@@ -322,7 +329,7 @@ class Scheduler:
         sequence.checkpoints = None
         if sequence.admitted is None:
             sequence.admitted = now
-            sequence.cache_report = _report(sequence, lease)
+            sequence.cache_report = report_lease(len(sequence.tokens), lease)
             self._count_reason(sequence, lease)
         self.store.open(sequence, lease)
         return sequence
@@ -443,10 +450,13 @@ class Scheduler:
         if lease is not None and self.cache is not None:
             self.cache.release(lease)
 
+    @property
+    def _free_bytes(self) -> int:
+        return self.limits.kv_budget_bytes - self.kv_bytes - (self.cache.nbytes if self.cache else 0)
+
     def _has_room(self, num_bytes: int) -> bool:
         """Room for `num_bytes` more, after evicting unlocked prefixes if need be."""
-        cached = self.cache.nbytes if self.cache else 0
-        excess = self.kv_bytes + cached + num_bytes - self.limits.kv_budget_bytes
+        excess = num_bytes - self._free_bytes
         if excess <= 0:
             return True
         return self.cache is not None and self.cache.evict(excess) >= excess
@@ -525,6 +535,7 @@ class Scheduler:
             if sequence is None or not sequence.num_pending:
                 continue
             sequence.num_pending -= 1
+            sequence.num_computed += len(sampled.token_ids) - 1  # drafts that were kept are computed already
             sequence.max_batch_rows = max(sequence.max_batch_rows, len(plan.decode))
             token_ids = self._append(sequence, sampled.token_ids, now)
             logprobs = sampled.logprobs[: len(token_ids)]
@@ -586,13 +597,3 @@ class Scheduler:
             checkpoint=checkpoint,
             namespace=sequence.request.namespace,
         )
-
-
-def _report(sequence: Sequence, lease: Lease | None) -> CacheReport:
-    """How much of the prompt came from the cache, and where it stopped agreeing with what was there."""
-    if lease is None:
-        return CacheReport(miss_reason="the prefix cache is not used")
-    reason = lease.reason
-    if reason is None and lease.num_matched < len(sequence.tokens) - 1:
-        reason = f"token {lease.num_matched} is the first that differs from every stored prefix"
-    return CacheReport(lease.num_tokens, lease.num_matched, reason)

@@ -136,10 +136,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: at most one decode token for each id in `decode`, and some prefill chunks."""
+    """What one step computes: one decode token for each id in `decode`, and some prefill chunks.
+
+    `draft_limits`, parallel to `decode`: how many drafted tokens may be verified behind each; empty for none at all.
+    """
 
     decode: tuple[str, ...] = ()
     chunks: tuple[Chunk, ...] = ()
+    draft_limits: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
