@@ -18,6 +18,7 @@ BELOW = {
     "parsers": set(),
     "engine": {"guards", "models"},
     "guards": set(),
+    "mcp_client": set(),
     "models": set(),
     "observability": set(),
     "errors": set(),

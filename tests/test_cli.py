@@ -36,7 +36,6 @@ def test_version_is_the_package_s():
 @pytest.mark.parametrize(("words", "sentence"), [
     (["serve", "--strict-model"], "unknown flag --strict-model; did you mean --strict-model-id?"),
     (["serve", "--enable-thinking"], "there is no --enable-thinking flag: thinking is a request field"),
-    (["serve", "--mcp-config", "x"], "MCP is not part of this version"),
     (["download", "a", "b"], "unexpected argument 'b'"),
     (["serve", "--port"], "--port"),
     (["serve", "--memory-limit-threshold", "10"], "must be greater than --memory-warn-threshold"),

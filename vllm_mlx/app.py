@@ -10,6 +10,8 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import AbstractAsyncContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from vllm_mlx import __version__, provenance
-from vllm_mlx.api import adapters, capabilities, control, dashboard, errors, gauges, health, openapi, pages, rerank
+from vllm_mlx.api import adapters, capabilities, control, dashboard, errors, gauges, health, mcp, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
 from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
@@ -43,6 +45,7 @@ from vllm_mlx.commands.status_line import StatusLine
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.fleet.backend import FleetBackend
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, end_with_parent, is_behind_front, make_http_server
+from vllm_mlx.mcp_client.config import read_config
 from vllm_mlx.observability import logs
 from vllm_mlx.observability.journal import ProblemHandler
 from vllm_mlx.settings import ServerSettings, Settings, is_loopback
@@ -63,6 +66,7 @@ ROUTERS = (
     rerank.router,
     transcriptions.router,
     speech.router,
+    mcp.router,
     messages.router,
     capabilities.router,
     control.router,
@@ -84,6 +88,7 @@ WIRE_TYPES = (
     rerank.RerankRequest,
     rerank.ScoreRequest,
     speech.SpeechRequest,
+    mcp.ExecuteRequest,
     MessagesRequest,
     CountTokensRequest,
 )
@@ -179,8 +184,9 @@ def serve(settings: Settings) -> int:
         announce,
         shutdown_timeout_s=server.shutdown_timeout,
     )
+    toolbox = open_toolbox(settings, context)
     with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
-        runner.run(_run(lifecycle, line))
+        runner.run(_run(lifecycle, line, toolbox))
         if tracing is not None:
             tracing.close()
         if lifecycle.is_stuck:
@@ -206,15 +212,33 @@ def start_tracing(server: ServerSettings, context: ServerContext) -> Tracing | N
     return tracing
 
 
-async def _run(lifecycle: Lifecycle, line: StatusLine | None) -> None:
-    """The server's life, with the status line beside it where there is a terminal."""
+async def _run(
+    lifecycle: Lifecycle, line: StatusLine | None, toolbox: AbstractAsyncContextManager[object] | None
+) -> None:
+    """The server's life, with the status line beside it where there is a terminal, and MCP servers where there are."""
     showing = asyncio.create_task(line.run(), name="status line") if line is not None else None
     try:
-        await lifecycle.run()
+        async with toolbox or nullcontext():
+            await lifecycle.run()
     finally:
         if showing is not None:
             showing.cancel()
             await asyncio.wait({showing})
+
+
+def open_toolbox(settings: Settings, context: ServerContext) -> AbstractAsyncContextManager[object] | None:
+    """The MCP servers of --mcp-config, put into `context`; they are connected to when it is entered."""
+    mcp = settings.mcp
+    if mcp.mcp_config is None:
+        return None
+    if find_spec("mcp") is None:
+        raise SettingsError("--mcp-config needs the package mcp; install it with `pip install 'mcp>=2,<3'`.")
+    servers = read_config(mcp.mcp_config)
+    from vllm_mlx.mcp_client.toolbox import Toolbox  # an optional package, slow to import
+
+    toolbox = Toolbox(servers, timeout_s=mcp.mcp_timeout, observe=context.metrics.observe_mcp_call)
+    context.mcp = toolbox
+    return toolbox
 
 
 def read_api_keys(server: ServerSettings) -> dict[str, str]:

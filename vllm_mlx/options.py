@@ -70,7 +70,6 @@ ELSEWHERE: dict[str, str] = {
     "--enable-mtp": "MTP heads are not used by this version; see --speculation and --draft-model",
     "--mtp-num-draft-tokens": "MTP heads are not used by this version; see --num-draft-tokens",
     "--mtp-optimistic": "drafts are always verified here; see --speculation",
-    "--mcp-config": "MCP is not part of this version",
 }
 
 SECTIONS = {
@@ -78,6 +77,7 @@ SECTIONS = {
     "batch": "batching", "speculation": "speculation", "limits": "limits", "guards": "guards",
     "parsing": "reasoning and tools",
     "agents": "agents' prompts", "media": "images and video", "beside": "models beside the served one",
+    "mcp": "MCP tools",
     "cpu": "CPU backend on Linux",
 }
 
@@ -287,7 +287,8 @@ def reference() -> str:
         if item.group != group:
             group = item.group
             about = " ".join((type(getattr(Settings(), group)).__doc__ or "").split())
-            lines += [f"## {SECTIONS[group].capitalize() if group != 'cpu' else SECTIONS[group]}", "", about, "",
+            title = SECTIONS[group]
+            lines += [f"## {title[0].upper()}{title[1:]}", "", about, "",
                       "| flag | environment | default | effect |", "| --- | --- | --- | --- |"]
         lines.append(_reference_row(item))
         if _is_last_of_group(item):

@@ -75,6 +75,8 @@ def _check_contradictions(settings: Settings) -> None:
             raise SettingsError(f"--adapter takes NAME=PATH, the name without a colon, not {adapter!r}.")
     if server.api_key is not None and not server.api_key.strip():
         raise SettingsError("--api-key must not be empty.")
+    if settings.mcp.mcp_in_chat and settings.mcp.mcp_config is None:
+        raise SettingsError("--mcp-in-chat needs --mcp-config, which names the servers whose tools are offered.")
     if not server.host.strip():
         raise SettingsError("--host must not be empty.")
 

@@ -396,6 +396,24 @@ class BesideSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class McpSettings:
+    """Tools of MCP servers that this server connects to."""
+
+    mcp_config: str | None = option(
+        None, "File (JSON or YAML) that names MCP servers under `servers` or `mcpServers`.", "--mcp-config",
+        metavar="FILE")
+    mcp_in_chat: bool = option(
+        False, "Offer these tools to the model in every chat that leaves the choice open, and call them here.",
+        "--mcp-in-chat")
+    mcp_max_steps: int = option(
+        10, "Times one answer may stop to call tools here; then it is finished without.", "--mcp-max-steps",
+        minimum=1, maximum=100)
+    mcp_timeout: float = option(
+        30.0, "Seconds a call of an MCP tool may take, where its server's entry names none.", "--mcp-timeout", above=0,
+        metavar="S")
+
+
+@dataclass(frozen=True, slots=True)
 class CpuSettings:
     """Matrix products of MLX's CPU backend on Linux; no effect on macOS and on CUDA."""
 
@@ -438,6 +456,7 @@ class Settings:
     agents: AgentSettings = AgentSettings()
     media: MediaSettings = MediaSettings()
     beside: BesideSettings = BesideSettings()
+    mcp: McpSettings = McpSettings()
     cpu: CpuSettings = CpuSettings()
     given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()

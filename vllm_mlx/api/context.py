@@ -22,6 +22,7 @@ from vllm_mlx.generation.adapters import AdapterRegistry
 from vllm_mlx.generation.events import OutputEvent
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.request import GenerationRequest
+from vllm_mlx.generation.tool_loop import ToolLoop, Tools
 from vllm_mlx.observability.journal import Journal
 from vllm_mlx.observability.metrics import Metrics
 from vllm_mlx.settings import Settings
@@ -139,6 +140,19 @@ class Directory(Protocol):
         ...
 
 
+class McpTools(Tools, Protocol):
+    """The part of `mcp_client.toolbox.Toolbox` that the API shows."""
+
+    @property
+    def connections(self) -> Sequence[Any]:
+        """Each with `config` (name, transport), `state`, `tools` and `error`."""
+        ...
+
+    def tools(self) -> Sequence[Any]:
+        """Each with `full_name`, `description`, `server` and `parameters`."""
+        ...
+
+
 class Phase(StrEnum):
     """Where the server is in its life."""
 
@@ -165,6 +179,8 @@ class ServerContext:
     adapters: AdapterRegistry = field(default_factory=AdapterRegistry)
     beside: BesideModels = field(default_factory=BesideModels)
     oneshots: OneShots | None = None
+    mcp: McpTools | None = None
+    tool_loops: dict[int, ToolLoop] = field(default_factory=dict)
     read_status: Callable[[], EngineStatus] = EngineStatus
     clear_cache: Callable[[], Awaitable[int]] | None = None
     read_memory: Callable[[], Mapping[str, Any]] | None = None
@@ -195,9 +211,19 @@ class ServerContext:
     def service_of(self, model_id: str) -> Generation:
         """What generates with one of the server's models. Whether it may now, `require_service` says."""
         if self.models is not None:
-            return self.models.service_of(model_id)
+            return self._with_tools(self.models.service_of(model_id))
         assert self.service is not None, "no model is loaded"
-        return self.service
+        return self._with_tools(self.service)
+
+    def _with_tools(self, service: Generation) -> Generation:
+        """The service, which also calls MCP tools where the operator wants it; the same one for the same service."""
+        mcp = self.settings.mcp
+        if self.mcp is None or not mcp.mcp_in_chat:
+            return service
+        if (loop := self.tool_loops.get(id(service))) is None:
+            loop = ToolLoop(service, self.mcp, max_steps=mcp.mcp_max_steps, timeout_s=self.settings.limits.timeout_s)
+            self.tool_loops[id(service)] = loop  # which keeps the service, and so the number
+        return loop
 
     def adapters_of(self, model_id: str) -> AdapterRegistry:
         """The LoRA adapters of one of the server's models."""

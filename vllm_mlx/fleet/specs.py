@@ -24,7 +24,7 @@ from vllm_mlx.settings import BesideSettings, SettingField, Settings, setting_fi
 
 KEYS = ("id", "path", "aliases", "pinned", "settings")
 # What belongs to the process and not to a model.
-PROCESS_GROUPS = ("server", "cpu", "pool", "beside")
+PROCESS_GROUPS = ("server", "cpu", "pool", "beside", "mcp")
 PROCESS_FIELDS = ("model.model", "model.more_models")
 DEFAULT = "default"
 

@@ -105,6 +105,13 @@ class Metrics:
         self.beside_tokens = Counter(
             "vllm_mlx:beside_tokens", "Tokens embedded and scored, by task.", ["task"], registry=self.registry
         )
+        self.mcp_calls = Histogram(
+            "vllm_mlx:mcp_call_seconds",
+            "Calls of MCP tools, by server and outcome.",
+            ["server", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.truncated_inputs = Counter(
             "vllm_mlx:embedding_truncated", "Inputs of which only the beginning was embedded.", registry=self.registry
         )
@@ -143,6 +150,9 @@ class Metrics:
         self.cached_size.labels(model).observe(request.num_cached_tokens)
         self.reasoning_tokens.labels(model).inc(request.num_reasoning_tokens)
         self.successes.labels(model, request.reason).inc()
+
+    def observe_mcp_call(self, server: str, outcome: str, seconds: float) -> None:
+        self.mcp_calls.labels(server=server, outcome=outcome).observe(seconds)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

@@ -222,7 +222,7 @@ def _tools_of(body: wire.PromptFields) -> tuple[tuple[Tool, ...], ToolChoice, bo
         tools.append(Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict)))
     choice = body.tool_choice
     if choice is None:
-        return tuple(tools), ToolChoice("auto" if tools else "none"), True
+        return tuple(tools), ToolChoice(), True
     is_parallel = not choice.disable_parallel_tool_use
     match choice.type:
         case "tool":
@@ -240,7 +240,7 @@ def _tools_of(body: wire.PromptFields) -> tuple[tuple[Tool, ...], ToolChoice, bo
                 )
             return tuple(tools), ToolChoice("required"), is_parallel
         case mode:
-            return tuple(tools), ToolChoice(mode if tools else "none"), is_parallel
+            return tuple(tools), ToolChoice(mode), is_parallel
 
 
 def _reasoning(body: wire.PromptFields) -> ReasoningOptions:

@@ -261,7 +261,7 @@ def tools_of(
             raise invalid(f"tools.{i}.function.name", f"two tools are named '{name}'.")
     match choice:
         case None:
-            return converted, ToolChoice("auto" if converted else "none")
+            return converted, ToolChoice()
         case wire.NamedToolChoice():
             return converted, named_choice(choice.function.name, names, f"{param}.function.name")
         case wire.AllowedToolChoice():

@@ -346,7 +346,7 @@ def _choice_of(
             return tuple(tool for tool in tools if tool.name in allowed), ToolChoice(choice.mode)
         case "required" if not tools:
             raise invalid("tool_choice", "'tool_choice' requires a tool, but 'tools' has none that runs here.")
-    return tools, ToolChoice((choice or "auto") if tools else "none")
+    return tools, ToolChoice(choice or "auto")
 
 
 def _find(choice: wire.NamedToolChoice, names: Mapping[str, ToolName], param: str) -> str:
