@@ -49,7 +49,6 @@ export class Plot {
     for (const share of [0, 0.5, 1]) {
       const at = Math.round(y(peak * share)) + 0.5;
       c.beginPath(); c.moveTo(left, at); c.lineTo(right, at); c.stroke();
-      if (share) c.fillText(this.format(peak * share), left, at - 1);
     }
     c.textBaseline = "alphabetic";
     for (const [ago, label, align] of [[span, `${span / 60} min ago`, "left"], [0, "now", "right"]]) {
@@ -58,6 +57,16 @@ export class Plot {
     }
     c.textAlign = "left";
     this.series.forEach((one, i) => (one.kind === "dots" ? dots : line)(c, one.points, x, y, bottom, colour(i ? "--code-number" : "--accent")));
+    // The scale goes on top, with a halo: lines may pass behind it.
+    c.textBaseline = "bottom";
+    c.lineWidth = 3;
+    c.strokeStyle = colour("--raised");
+    c.fillStyle = colour("--soft");
+    for (const share of [0.5, 1]) {
+      c.strokeText(this.format(peak * share), left, y(peak * share) - 1);
+      c.fillText(this.format(peak * share), left, y(peak * share) - 1);
+    }
+    c.lineWidth = 1;
     this.#point(c, x, y, top, bottom, colour);
   }
 
