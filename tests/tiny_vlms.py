@@ -287,6 +287,12 @@ def _gemma4(out: Path, model_type: str) -> dict[str, Any]:
     specials = ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio|>"]
     names = {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>", "audio_token": "<|audio|>"}
     chat = "{{ bos_token }}" + _chat("<|turn>{{ m.role }}\n", "<turn|>\n", "<|image|>", "<|turn>model\n")
+    hears = model_type == "gemma4_audio"
+    if hears:
+        specials += ["<|audio>", "<audio|>"]
+        names |= {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
+        text = "{% elif c.type == 'text' %}"
+        chat = chat.replace(text, "{% elif c.type == 'audio' %}<|audio|>" + text)
     ids = make_tokenizer(
         out, specials=[*specials, "<|video|>"], tokenizer_class="PreTrainedTokenizerFast", chat_template=chat,
         pad="<pad>", eos="<turn|>", extra={"bos_token": "<bos>", **names, "extra_special_tokens": names},
@@ -295,12 +301,19 @@ def _gemma4(out: Path, model_type: str) -> dict[str, Any]:
     write_json(out / "preprocessor_config.json", processor)
     write_json(
         out / "processor_config.json",
-        dict(processor_class="Gemma4Processor", image_seq_length=8, image_processor=dict(processor)),
-    )
+        dict(
+            processor_class="Gemma4Processor", image_seq_length=8, image_processor=dict(processor),
+            audio_seq_length=50, audio_ms_per_token=40,
+        ),
+    )  # fmt: skip
+    audio = dict(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, output_proj_dims=64,
+        subsampling_conv_channels=[8, 4],
+    )  # fmt: skip
     return dict(
         model_type="gemma4", image_token_id=ids["<|image|>"], audio_token_id=ids["<|audio|>"],
         boi_token_id=ids["<|image>"], eoi_token_id=ids["<image|>"], pad_token_id=ids["<pad>"],
-        eos_token_id=[ids["<turn|>"]], vocab_size=VOCAB, audio_config=None, hidden_size=64,
+        eos_token_id=[ids["<turn|>"]], vocab_size=VOCAB, audio_config=audio if hears else None, hidden_size=64,
         text_config=dict(
             _TEXT, model_type="gemma4_text", num_hidden_layers=6, head_dim=16, global_head_dim=16,
             vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=16, num_kv_shared_layers=2,
@@ -361,6 +374,8 @@ VLM = {
 
 # Models that see a prompt as a whole; `tests/models/test_whole.py`.
 WHOLE = {"paligemma": _paligemma}
+# Models that hear; `tests/models/test_sound.py`.
+HEARING = {"gemma4_audio": _gemma4}
 
 # The text builder owns the name "qwen3_5".
 VLM_NAMES = tuple(f"{name}_mm" if name == "qwen3_5" else name for name in VLM)
@@ -370,7 +385,7 @@ def build_vlm(name: str, out: Path) -> None:
     from mlx_vlm.utils import get_model_and_args, update_module_configs
 
     model_type = name.removesuffix("_mm")
-    config = {**VLM, **WHOLE}[model_type](out, model_type)
+    config = {**VLM, **WHOLE, **HEARING}[model_type](out, model_type)
     write_json(out / "config.json", config)
     full = json.loads(json.dumps(config))
     full.setdefault("text_config", full.pop("llm_config", {}))

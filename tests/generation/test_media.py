@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation.audio_files import wav_header
 from vllm_mlx.generation.clips import decode_video, sample_times
 from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.pictures import MediaLimits, decode_image
@@ -281,9 +282,24 @@ def test_parts_and_pixels_of_a_request_are_bounded():
     assert caught.value.param == "messages.0.content.2"
 
 
-def test_sound_is_not_decoded_here():
-    with pytest.raises(InvalidRequest, match="audio"):
-        loader().load([part(b"x", kind="audio")])
+def wav(seconds=0.5, rate=8000):
+    samples = (np.sin(np.arange(int(seconds * rate)) / 5) * 9000).astype("<i2").tobytes()
+    return wav_header(rate, len(samples)) + samples
+
+
+def test_a_sound_becomes_samples_at_sixteen_thousand_a_second():
+    images, (sound,) = loader().load([part(wav(), kind="audio")])
+    assert not images and sound.samples.dtype == np.float32
+    assert abs(len(sound.samples) - 8000) <= 2 and 0.2 < abs(sound.samples).max() < 0.4
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"RIFF\0\0\0\0WAVEnothing", WHOLE["PNG"], wav()[:30]])
+def test_what_is_no_sound_is_refused_with_the_part_named(data):
+    with pytest.raises(InvalidRequest) as caught:
+        loader().load([part(wav(), kind="audio"), part(data, 1, kind="audio")])
+    assert caught.value.param == "messages.0.content.1" and caught.value.code == "invalid_audio"
+    with pytest.raises(InvalidRequest, match="longer"):
+        loader(max_sound_s=0.1).load([part(wav(), kind="audio")])
 
 
 # ── videos ──────────────────────────────────────────────────────────────────────────────────────────────────────────

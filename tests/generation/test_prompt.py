@@ -274,7 +274,7 @@ def test_clips_become_frames_for_models_that_take_only_images():
     assert [m.kind for m in media] == ["image", "video", "image"]
     clip = VideoFrames([11, 12], [0.0, 0.5])
     request, images, videos = made.frames_as_images(request, [1, 2], [clip])
-    assert (images, videos) == ([1, 11, 12, 2], ())
+    assert (images, videos) == ([1, 11, 12, 2], [])
     assert [s.length for s in made.build(request, images, videos).prompt.media] == [1, 11, 12, 2]
     takes_video = builder(vision=True, modalities=frozenset({"text", "image", "video"}))
     assert takes_video.frames_as_images(request, [1, 2], [clip])[1:] == ([1, 2], [clip])

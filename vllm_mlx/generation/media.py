@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.generation import audio_files
 from vllm_mlx.generation.clips import decode_video
 from vllm_mlx.generation.pictures import MediaLimits, area, decode_image
 from vllm_mlx.generation.request import MediaPart
-from vllm_mlx.generation.sources import MediaSources
-from vllm_mlx.models.span import VideoFrames
+from vllm_mlx.generation.sources import Blob, MediaSources
+from vllm_mlx.models.span import Clip, SoundClip
 
 
 class MediaLoader:
@@ -28,15 +29,15 @@ class MediaLoader:
 
     def load(
         self, parts: Sequence[MediaPart], *, deadline: float | None = None
-    ) -> tuple[list[Image.Image], list[VideoFrames]]:
-        """Images and videos, each in the order of the parts."""
+    ) -> tuple[list[Image.Image], list[Clip]]:
+        """Images, and what lasts (videos and sounds), each in the order of the parts."""
         if len(parts) > self._limits.max_parts:
             raise InvalidRequest(
                 f"A request can hold at most {self._limits.max_parts} media parts, not {len(parts)}.",
                 param=parts[self._limits.max_parts].param,
             )
         images: list[Image.Image] = []
-        videos: list[VideoFrames] = []
+        clips: list[Clip] = []
         num_pixels = 0
         for part in parts:
             blob = self._sources.read(part.source, part.param, deadline=deadline)
@@ -45,10 +46,11 @@ class MediaLoader:
                 images.append(decode_image(blob, part.param, self._limits, is_low_detail=is_low))
                 num_pixels += area(images[-1])
             elif part.kind == "video":
-                videos.append(decode_video(blob, part.param, part.options, self._limits))
-                num_pixels += sum(area(f) for f in videos[-1].frames)
+                video = decode_video(blob, part.param, part.options, self._limits)
+                clips.append(video)
+                num_pixels += sum(area(f) for f in video.frames)
             else:
-                raise InvalidRequest(f"Media of kind {part.kind!r} cannot be decoded here.", param=part.param)
+                clips.append(_sound(blob, part.param, self._limits))
             if num_pixels > self._limits.max_total_pixels:
                 raise InvalidRequest(
                     f"The media of one request can have {self._limits.max_total_pixels // 10**6} million pixels "
@@ -56,4 +58,14 @@ class MediaLoader:
                     param=part.param,
                     code="media_too_large",
                 )
-        return images, videos
+        return images, clips
+
+
+def _sound(blob: Blob, param: str, limits: MediaLimits) -> SoundClip:
+    if not blob.data:
+        raise InvalidRequest("The sound is empty (0 bytes).", param=param, code="invalid_audio")
+    try:
+        return SoundClip(audio_files.decode(blob.data, max_clip_s=limits.max_sound_s))
+    except InvalidRequest as error:  # the decoder names an uploaded file
+        error.param = param
+        raise

@@ -65,6 +65,7 @@ class MediaLimits:
     default_frames: int = 32
     max_frames: int = 128
     frame_pixels: int = 1_048_576
+    max_sound_s: float = 600.0
     max_animation_frames: int = 5_000
     max_animation_pixels: int = 2_000_000_000
 

@@ -20,10 +20,10 @@ from vllm_mlx.generation.engine_port import Tokenizer
 from vllm_mlx.generation.request import GenerationRequest, MediaPart, Part, TextPart, Tool
 from vllm_mlx.generation.shield import Shield
 from vllm_mlx.generation.template import ChatTemplate
+from vllm_mlx.models.span import Clip, VideoFrames
 
 if TYPE_CHECKING:
     from vllm_mlx.models.profile import ModelProfile
-    from vllm_mlx.models.span import VideoFrames
     from vllm_mlx.settings import LimitSettings, SamplingSettings
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class MediaExpander(Protocol):
     def placeholders(self) -> Mapping[str, str]: ...
 
     def expand(
-        self, text: str, images: Sequence[Any], videos: Sequence[Any]
+        self, text: str, images: Sequence[Any], clips: Sequence[Any]
     ) -> tuple[Sequence[int], Sequence[MediaSpan]]:
         """Token ids of `text` with each placeholder grown to its span; the media are in the order of the text."""
         ...
@@ -135,7 +135,7 @@ class PromptBuilder:
             text=text,
             num_messages=len(request.messages),
             num_images=len(images),
-            num_videos=len(videos),
+            num_videos=sum(isinstance(clip, VideoFrames) for clip in videos),
         )
 
     def warm_up(self) -> None:
@@ -191,18 +191,19 @@ class PromptBuilder:
         return request, [p for m in request.messages for p in m.parts if isinstance(p, MediaPart)]
 
     def frames_as_images(
-        self, request: GenerationRequest, images: Sequence[Any], videos: Sequence[VideoFrames]
-    ) -> tuple[GenerationRequest, Sequence[Any], Sequence[VideoFrames]]:
-        """For a model that takes no clips: each becomes its frames, in its place."""
+        self, request: GenerationRequest, images: Sequence[Any], clips: Sequence[Clip]
+    ) -> tuple[GenerationRequest, Sequence[Any], Sequence[Clip]]:
+        """For a model that takes no videos: each becomes its frames, in its place."""
+        videos = [clip for clip in clips if isinstance(clip, VideoFrames)]
         if not videos or "video" in self.profile.modalities:
-            return request, images, videos
+            return request, images, clips
         next_image, next_video = iter(images), iter(videos)
         flat: list[Any] = []
         messages = []
         for message in request.messages:
             parts: list[Part] = []
             for part in message.parts:
-                if isinstance(part, TextPart):
+                if isinstance(part, TextPart) or part.kind == "audio":
                     parts.append(part)
                 elif part.kind == "video":
                     frames = next(next_video).frames
@@ -212,7 +213,8 @@ class PromptBuilder:
                     flat.append(next(next_image))
                     parts.append(part)
             messages.append(replace(message, parts=tuple(parts)))
-        return replace(request, messages=tuple(messages)), flat, ()
+        sounds = [clip for clip in clips if not isinstance(clip, VideoFrames)]
+        return replace(request, messages=tuple(messages)), flat, sounds
 
     def render(self, request: GenerationRequest) -> str:
         """The conversation as text. With tool_choice "none" the model is not shown the tools."""

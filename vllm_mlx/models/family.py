@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import EngineError, InvalidRequest
 from .base import Features, Prompt
-from .span import MediaSpan, VideoFrames
+from .span import MediaSpan, SoundClip, VideoFrames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,6 +89,9 @@ class Family:
     def prepare_video(self, video: VideoFrames) -> Prepared:
         raise InvalidRequest(f"{self.profile.name} does not take video.", param="messages", code="unsupported_media")
 
+    def prepare_audio(self, clip: SoundClip) -> Prepared:
+        raise InvalidRequest(f"{self.profile.name} does not take sound.", param="messages", code="unsupported_media")
+
     # -- MLX thread ----------------------------------------------------------------------------------------------------
 
     def encode(self, model: Any, span: MediaSpan) -> Features:
@@ -152,6 +155,7 @@ class Overlap:
     first: int
     n: int
     features: Features
+    kind: str = "image"
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class PromptState:
 
     ranges: tuple[tuple[int, int], ...]
     positions: Any | None
+    kinds: tuple[str, ...]
 
     def overlaps(self, features: Mapping[int, Features], start: int, length: int) -> list[Overlap]:
         """Where spans meet the chunk [start, start + length), in order."""
@@ -168,7 +173,8 @@ class PromptState:
             span_start, span_end = self.ranges[index]
             begin, end = max(span_start, start), min(span_end, start + length)
             if begin < end:
-                found.append(Overlap(begin - start, begin - span_start, end - begin, features[index]))
+                at, first = begin - start, begin - span_start
+                found.append(Overlap(at, first, end - begin, features[index], self.kinds[index]))
         return found
 
 

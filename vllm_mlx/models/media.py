@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from .family import Family, Prepared
-from .span import MediaSpan, VideoFrames
+from .span import Clip, MediaSpan, SoundClip, VideoFrames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,7 @@ class MediaProcessor:
         self,
         text: str,
         images: Sequence[Image] = (),
-        videos: Sequence[VideoFrames] = (),
+        clips: Sequence[Clip] = (),
         *,
         add_special_tokens: bool | None = None,
     ) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
@@ -50,7 +50,11 @@ class MediaProcessor:
         `add_special_tokens` None adds a beginning token unless the template wrote it. Raises InvalidRequest when
         placeholders and media do not match in number.
         """
-        media: dict[str, Sequence[Any]] = {"image": images, "video": videos}
+        media: dict[str, Sequence[Any]] = {
+            "image": images,
+            "video": [c for c in clips if isinstance(c, VideoFrames)],
+            "audio": [c for c in clips if isinstance(c, SoundClip)],
+        }
         found = self._find_placeholders(text)
         for kind, given in media.items():
             count = sum(k == kind for k, _, _ in found)
@@ -99,7 +103,7 @@ class MediaProcessor:
             if ready is not None:
                 self._kept.move_to_end(key)
                 return ready
-        ready = self._family.prepare_image(medium) if kind == "image" else self._family.prepare_video(medium)
+        ready = self._prepared(kind, medium)
         with self._lock:
             if key not in self._kept and ready.nbytes <= self._max_kept_bytes:
                 self._kept[key] = ready
@@ -108,6 +112,15 @@ class MediaProcessor:
                     _, dropped = self._kept.popitem(last=False)
                     self._kept_bytes -= dropped.nbytes
         return ready
+
+    def _prepared(self, kind: str, medium: Any) -> Prepared:
+        match kind:
+            case "image":
+                return self._family.prepare_image(medium)
+            case "video":
+                return self._family.prepare_video(medium)
+            case _:
+                return self._family.prepare_audio(medium)
 
     def _locate(self, token_ids: tuple[int, ...], prepared: Sequence[tuple[str, Prepared]]) -> tuple[MediaSpan, ...]:
         """Deal the media tokens of the prompt out to the media, in order; a span ends with its last media token."""
@@ -146,6 +159,9 @@ def content_hash(inputs: dict[str, np.ndarray]) -> bytes:
 
 def _media_key(kind: str, medium: Any) -> bytes:
     digest = hashlib.blake2b(kind.encode(), digest_size=32)
+    if isinstance(medium, SoundClip):
+        digest.update(np.ascontiguousarray(medium.samples).data)
+        return digest.digest()
     frames = medium.frames if isinstance(medium, VideoFrames) else (medium,)
     for frame in frames:
         digest.update(f"{frame.mode}:{frame.size};".encode())

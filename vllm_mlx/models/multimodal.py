@@ -61,7 +61,8 @@ class MultimodalModel:
         if not prompt.media:
             return None
         ranges = tuple((span.start, span.end) for span in prompt.media)
-        return PromptState(ranges, self._family.positions(self._model, prompt))
+        kinds = tuple(span.kind for span in prompt.media)
+        return PromptState(ranges, self._family.positions(self._model, prompt), kinds)
 
     def prefill(
         self, tokens: mx.array, start: int, cache: list[Any], state: Any | None, features: Mapping[int, Features]
@@ -72,7 +73,7 @@ class MultimodalModel:
         if met:
             embeddings = _overlay(embeddings, met)
             if self.atomic_spans and length > 1:
-                spans = [(o.at, o.n) for o in met]
+                spans = [(o.at, o.n) for o in met if o.kind != "audio"]  # sound is heard in one direction
                 cache = [SeesWholeSpans(entry, spans) for entry in cache]
         positions = state.positions if state is not None else None
         inputs = self._family.prefill_inputs(start, length, positions, met, embeddings.dtype)

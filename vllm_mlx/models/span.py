@@ -1,4 +1,4 @@
-"""One piece of media: a clip's frames as they come in, a span of the prompt as it goes on. Frozen; worker threads.
+"""One piece of media: a clip as it comes in, a span of the prompt as it goes on. Frozen; worker threads.
 
 No MLX. The types live here, in the lowest layer that reads them; `engine.request` shows them to the layers above.
 """
@@ -44,3 +44,14 @@ class VideoFrames:
     def __post_init__(self) -> None:
         if not self.frames or len(self.frames) != len(self.times_s):
             raise ValueError("a clip has at least one frame, and a time for each")
+
+
+@dataclass(frozen=True, slots=True)
+class SoundClip:
+    """A sound: mono float32 samples [n], `sound.SAMPLE_RATE` a second."""
+
+    samples: np.ndarray
+
+
+Clip = VideoFrames | SoundClip
+"""What lasts: moving pictures and sounds travel in one list, each kind in its own order."""

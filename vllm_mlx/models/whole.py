@@ -21,7 +21,7 @@ from .base import Features, Prompt
 from .grouped import RowWindow
 from .media import content_hash
 from .profile import ModelProfile
-from .span import MediaSpan, VideoFrames
+from .span import Clip, MediaSpan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -159,12 +159,12 @@ class WholeMedia:
         self,
         text: str,
         images: Sequence[Image] = (),
-        videos: Sequence[VideoFrames] = (),
+        clips: Sequence[Clip] = (),
         *,
         add_special_tokens: bool | None = None,
     ) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
         """Token ids, and one span that stands for all pictures. InvalidRequest for more than the model takes."""
-        if len(images) > self._rule.max_images or videos:
+        if len(images) > self._rule.max_images or clips:
             raise InvalidRequest(
                 f"{self._name} takes {self._rule.max_images} image and no clip in a conversation; "
                 f"this one has {len(images)}.",
