@@ -229,7 +229,7 @@ class Backend:
             device=device.report().backend,
             memory_bytes=options[0].memory_bytes,
             prefix_cache=engines[0].scheduler.cache,
-            disk_tier=engines[0].scheduler.tier,
+            disk_tier=engines[0].scheduler.disk.tier,
             adapters=adapters,
             oneshots=oneshots,
             beside=beside.services(settings, oneshots, loaded_beside),

@@ -36,7 +36,7 @@ class World(FakeEngine):
             reader=self.reader,
             clock=lambda: self.now,
         )
-        self.scheduler.tier = self.tier
+        self.scheduler.disk.tier = self.tier
         self.settle()
 
     def settle(self) -> None:

@@ -68,6 +68,13 @@ def test_an_interactive_request_displaces_a_background_one_when_all_rows_are_tak
     assert all(world.published[name].tokens == world.lone(name) for name in ends)
 
 
+def test_a_background_request_that_has_waited_for_long_is_not_displaced_again() -> None:
+    """It would be admitted before the one it made room for, and be displaced for it once more."""
+    policy = FairPolicy(ageing_s=20)
+    victim, candidate = sequence("background", 0, priority=BACKGROUND), sequence("interactive", 1, arrived=5.0)
+    assert policy.displaces(candidate, victim, now=10.0) and not policy.displaces(candidate, victim, now=30.0)
+
+
 def test_equals_do_not_displace_each_other() -> None:
     world = FakeEngine(max_rows=1)
     world.ask("first", range(10), 20)

@@ -70,6 +70,7 @@ class Simulation:
             min_gain=r.choice([1, 4, 8]),
             max_pending_bytes=r.choice([100, 10_000]),
             settle_s=r.choice([0, 25]),
+            max_restores=r.choice([1, 2, 9]),
             read_bytes_per_s=1e9,
             write_bytes_per_s=1e9,
         )

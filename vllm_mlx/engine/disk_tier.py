@@ -81,6 +81,7 @@ class TierOptions:
     max_pending_bytes: int = 256 * MIB
     settle_s: float = 1.0
     read_bytes_per_s: float = 400 * MIB
+    max_restores: int = 2
 
 
 @dataclass(eq=False)
@@ -264,21 +265,34 @@ class DiskTier:
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def is_worth_reading(self, key: tuple[int, ...], namespace: str, limit: int) -> bool:
+        """The disk has clearly more of `key` than the tree. Hashes the whole of it: ask once."""
+        if not self._index:
+            return False
+        target = self._index.find(key, namespace, limit).target
+        in_tree = self.cache.match_length(key, namespace=namespace, usable_only=True)
+        return min(target, limit) - in_tree >= self.options.min_gain
+
+    @property
+    def is_busy(self) -> bool:
+        """Enough is being read already: what more came would push it out of the tree again."""
+        return len(self._restores) >= self.options.max_restores
+
     def restore(self, key: tuple[int, ...], namespace: str, limit: int) -> Restore | None:
-        """Start to bring back what the disk has of `key` beyond the tree; None where it is not worth it.
+        """Start to bring back what the disk has of `key` beyond the tree; None where that is nothing any more.
 
         At most `limit` tokens are wanted; where every layer can be sliced, a run may end behind it.
         """
-        if not self._index:
-            return None
         found = self._index.find(key, namespace, limit)
-        in_tree = self.cache.match_length(key, namespace=namespace, usable_only=True)
-        if min(found.target, limit) - in_tree < self.options.min_gain:
+        if found.target == 0:
             return None
         pin = self.cache.pin(key[: found.target], namespace=namespace)
         # The state comes first: without it the runs would be read for nothing.
         states = [found.state] if found.state is not None else []
         records = states + [run for run in found.runs if run.end > pin.num_tokens]
+        if not records:  # the tree has it all by now
+            self.cache.release(pin)
+            return None
         restore = Restore(key[: found.target], namespace, records, pin)
         self._restores.append(restore)
         self.counters.num_restores += 1

@@ -103,7 +103,7 @@ class Engine:
         self.before_plan: list[Callable[[float], None]] = []
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
-        self.on_idle: list[Callable[[], bool]] = [scheduler.idle]
+        self.on_idle: list[Callable[[], bool]] = [scheduler.disk.idle]
         self.on_sharing: list[Callable[[int], None]] = []
         self.on_stop: list[Callable[[], object]] = []
         self.reports: list[Callable[[], Mapping[str, object]]] = [runner.metrics]
@@ -175,7 +175,7 @@ class Engine:
         plan = self.scheduler.plan(now)
         launched = self._launch(plan) if plan else None
         if launched is None and self._in_flight is None:
-            self.scheduler.rest()
+            self.scheduler.disk.rest()
         if not self._finish_step():
             launched = None  # it was built on the rows of the step that failed, and these are gone
         self._in_flight = launched

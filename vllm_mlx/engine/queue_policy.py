@@ -34,8 +34,8 @@ class QueuePolicy(Protocol):
         """Standing under memory pressure: the greatest gives way first. Never changes while a sequence lives."""
         ...
 
-    def displaces(self, candidate: Sequence, victim: Sequence) -> bool:
-        """Whether a waiting sequence is worth preempting a running one for."""
+    def displaces(self, candidate: Sequence, victim: Sequence, now: float) -> bool:
+        """Whether a waiting sequence is worth preempting a running one for; it then goes before it in `order`, too."""
         ...
 
     def served(self, sequence: Sequence, num_tokens: int, now: float) -> None:
@@ -72,25 +72,30 @@ class FairPolicy:
     def order(self, waiting: Iterable[Sequence], now: float, remaining: Callable[[Sequence], int]) -> list[Sequence]:
         def key(sequence: Sequence) -> tuple[int, int, int, int]:
             share = self._share_level(sequence.request.client, now)
-            if now - sequence.arrived >= self.ageing_s:
-                return min(sequence.request.priority, INTERACTIVE), share, 0, sequence.order
-            return sequence.request.priority, share, remaining(sequence), sequence.order
+            left = 0 if self._is_aged(sequence, now) else remaining(sequence)
+            return self._class(sequence, now), share, left, sequence.order
 
         return sorted(waiting, key=key)
 
     def prefill_order(self, running: Iterable[Sequence], now: float) -> list[Sequence]:
         def key(sequence: Sequence) -> tuple[int, int, int]:
-            if now - sequence.arrived >= self.ageing_s:
-                return min(sequence.request.priority, INTERACTIVE), 0, sequence.order
-            return sequence.request.priority, sequence.num_to_prefill, sequence.order
+            left = 0 if self._is_aged(sequence, now) else sequence.num_to_prefill
+            return self._class(sequence, now), left, sequence.order
 
         return sorted(running, key=key)
 
     def rank(self, sequence: Sequence) -> tuple[int, int]:
         return sequence.request.priority, sequence.order
 
-    def displaces(self, candidate: Sequence, victim: Sequence) -> bool:
-        return candidate.request.priority < victim.request.priority
+    def displaces(self, candidate: Sequence, victim: Sequence, now: float) -> bool:
+        return self._class(candidate, now) < self._class(victim, now)
+
+    def _is_aged(self, sequence: Sequence, now: float) -> bool:
+        return now - sequence.arrived >= self.ageing_s
+
+    def _class(self, sequence: Sequence, now: float) -> int:
+        priority = sequence.request.priority
+        return min(priority, INTERACTIVE) if self._is_aged(sequence, now) else priority
 
     def served(self, sequence: Sequence, num_tokens: int, now: float) -> None:
         client = sequence.request.client

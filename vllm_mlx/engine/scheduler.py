@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from vllm_mlx.engine.disk_tier import MIB, DiskTier
+from vllm_mlx.engine.disk_tier import DiskTier
+from vllm_mlx.engine.disk_visits import DiskVisits
 from vllm_mlx.engine.ports import ChunkSizer as ChunkSizer
 from vllm_mlx.engine.ports import FixedChunk as FixedChunk
 from vllm_mlx.engine.ports import KVStore as KVStore
@@ -26,9 +27,6 @@ from vllm_mlx.engine.sequence import Committed, Sequence, Status
 from vllm_mlx.engine.speculative import draft_limits
 from vllm_mlx.engine.step import Chunk, FinishReason, StepPlan, StepResult
 
-# Copied to or from the disk's buffers in one step: beside running streams, and when nobody waits for a token.
-_DISK_BYTES_A_STEP, _DISK_BYTES_IDLE = 16 * MIB, 256 * MIB
-_MAX_RESTORES = 2
 
 @dataclass
 class SchedulerCounters:
@@ -73,7 +71,7 @@ class Scheduler:
         expected_completion: int = 256,
     ) -> None:
         self.store = store
-        self.tier = tier
+        self.disk = DiskVisits(tier)
         self.policy: QueuePolicy = policy if policy is not None else FairPolicy()
         self.cache = cache
         self.limits = limits
@@ -160,7 +158,7 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """What the next step computes; marks it as launched. An empty plan means there is nothing to do now."""
         self._now = now
-        self._serve_disk()
+        self.disk.serve(is_busy=bool(self.running))
         # Nobody is admitted in a plan that preempts: results of the preempted are still on their way.
         num_preempted = self.counters.num_preemptions
         self._grant_wish()
@@ -179,24 +177,6 @@ class Scheduler:
         most = 0 if chunks else min(self._max_draft, left // max(1, len(decode)))
         limits = draft_limits(decode, most, self.store.bytes_for, self._free_bytes) if most else ()
         return StepPlan(tuple(s.id for s in decode), tuple(chunks), limits)
-
-    def rest(self) -> None:
-        """Nothing could be planned although somebody waits: let the disk go on."""
-        if self.tier is not None and self.tier.is_restoring:
-            self.tier.wait(0.02)
-
-    def idle(self) -> bool:
-        """A moment with nothing to compute: write what is worth keeping. True while more can be written."""
-        if self.tier is None:
-            return False
-        self.tier.poll(_DISK_BYTES_IDLE)
-        self.tier.harvest(_DISK_BYTES_A_STEP, is_idle=True)
-        return self.tier.has_pending or self.tier.is_restoring
-
-    def _serve_disk(self) -> None:
-        if self.tier is not None:
-            self.tier.poll(_DISK_BYTES_A_STEP if self.running else _DISK_BYTES_IDLE)
-            self.tier.harvest(_DISK_BYTES_A_STEP)
 
     def _plan_decode(self) -> list[Sequence]:
         """The running sequences that get their one token; when memory is short, those of the lowest rank give way."""
@@ -350,7 +330,7 @@ class Scheduler:
         wish, self._wish = self._wish, None
         victim = max(self.running.values(), key=self.policy.rank, default=None)
         if wish is not None and victim is not None and wish.status is Status.WAITING:
-            if self.policy.displaces(wish, victim):
+            if self.policy.displaces(wish, victim, self._now):
                 self.preempt(victim)
 
     def _projected_bytes(self, newcomer: Sequence) -> int:
@@ -375,24 +355,7 @@ class Scheduler:
 
     def _is_on_its_way(self, sequence: Sequence) -> bool:
         """Its prefix is being computed by another, or comes from disk: admitting it now would compute it again."""
-        return self._is_being_prefilled(sequence) or self._is_being_restored(sequence)
-
-    def _is_being_restored(self, sequence: Sequence) -> bool:
-        """Look on the disk, once it is this sequence's turn, and wait for what is there."""
-        request = sequence.request
-        if self.tier is None or request.skips_prefix_cache or request.num_prompt_logprobs is not None:
-            return False
-        if sequence.restore is not None:
-            if not sequence.restore.is_done:
-                return True
-            sequence.restore = None
-        if sequence.num_restores >= _MAX_RESTORES:
-            return False
-        sequence.num_restores += 1
-        sequence.restore = self.tier.restore(sequence.cache_key, request.namespace, len(sequence.tokens) - 1)
-        if sequence.restore is None:
-            sequence.num_restores = _MAX_RESTORES  # there is nothing, and looking again each step is not free
-        return sequence.restore is not None
+        return self._is_being_prefilled(sequence) or self.disk.is_awaited(sequence)
 
     def _match(self, sequence: Sequence) -> Lease | None:
         """Lock the longest usable prefix; at least the last token is left, because decoding computes it.
@@ -490,23 +453,10 @@ class Scheduler:
         self.waiting[sequence.id] = sequence
 
     def _swap_out(self, sequence: Sequence) -> None:
-        """Write the row to disk where reading it back is cheaper than computing it again."""
-        if self.tier is None or self.cache is None or sequence.request.skips_prefix_cache:
-            return
         num_tokens = min(sequence.num_computed, len(sequence.tokens))
         if not self._keeps_answers:
             num_tokens = min(num_tokens, sequence.num_prompt_tokens - 1)
-        num_tokens = num_tokens // self._grain * self._grain
-        checkpoint = self.store.checkpoint(sequence, num_tokens) if self.cache.needs_checkpoint else None
-        if not num_tokens or (self.cache.needs_checkpoint and checkpoint is None):
-            return
-        key, namespace = sequence.cache_key[:num_tokens], sequence.request.namespace
-        to_compute = num_tokens - self.cache.match_length(key, namespace=namespace, usable_only=True)
-        recompute_s = self._chunk_sizer.seconds_for(to_compute)
-        if recompute_s is not None and self.tier.swap_seconds(self.store.bytes_for(num_tokens)) < recompute_s:
-            self.tier.save_row(
-                key, namespace, lambda start, end: self.store.segment(sequence, start, end), checkpoint
-            )
+        self.disk.swap_out(sequence, num_tokens // self._grain * self._grain, self.store, self._chunk_sizer)
 
     def _leave_row(self, sequence: Sequence) -> None:
         self.store.close(sequence)

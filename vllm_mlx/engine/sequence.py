@@ -43,8 +43,8 @@ _LEGAL = {
 class Sequence:
     """`order` is the arrival number: lower is older, and the youngest is preempted first.
 
-    `restore` is a prefix on its way from disk, `num_restores` how many were begun. `prefill_left` is an estimate made
-    at `prefill_checked`, for the order of the queue.
+    `restore` is a prefix on its way from disk, `num_restores` how many were begun, `is_on_disk` that one is due.
+    `prefill_left` is an estimate made at `prefill_checked`, for the order of the queue.
     """
 
     request: Request
@@ -69,6 +69,7 @@ class Sequence:
     checkpoints: tuple[int, ...] | None = None
     restore: Restore | None = None
     num_restores: int = 0
+    is_on_disk: bool = False
     prefill_left: int = 0
     prefill_checked: float = float("-inf")
 
