@@ -17,13 +17,13 @@ TESTS ?= tests
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install serve test check lint types unit sim bench minilm soak fuzz agents format docs constraints clean
+.PHONY: help install serve test check lint types unit sim bench minilm soak fuzz instructor agents format docs constraints clean
 
 help:
 	@echo "make serve    serve the built-in model (MODEL=... another, ARGS=... more flags)"
 	@echo "make test     everything that CI runs: lint, types, tests"
 	@echo "make install  set up $(VENV) and nothing else"
-	@echo "make lint | types | unit | sim | bench | soak | fuzz | agents | format | docs | constraints | clean"
+	@echo "make lint | types | unit | sim | bench | soak | fuzz | instructor | agents | format | docs | constraints | clean"
 
 install: $(STAMP)
 
@@ -78,6 +78,12 @@ soak: $(STAMP)
 # Requests made from our own OpenAPI document: none may be answered with a 500, or with what the document does not know.
 fuzz: $(STAMP)
 	$(BIN)/python -m tools.fuzz_openapi $(ARGS)
+
+# A framework whose dependencies exclude ours, in an environment of its own.
+instructor: $(STAMP)
+	test -x build/instructor/bin/python || "$(PYTHON)" -m venv build/instructor
+	build/instructor/bin/python -m pip install --quiet --disable-pip-version-check instructor openai
+	build/instructor/bin/python tools/instructor_check.py --server-python $(BIN)/python
 
 # The share of 30-turn agents' sessions that the prefix cache gives.
 agents: $(STAMP)

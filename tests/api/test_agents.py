@@ -71,3 +71,13 @@ async def test_agents_find_what_they_probe_for():
         catalogue = (await client.get("/v1/models", params={"client_version": "0.169.0"})).json()
         assert catalogue["models"] == [] and catalogue["data"][0]["id"] == MODEL_ID
         assert "models" not in (await client.get("/v1/models")).json()
+
+
+async def test_a_missing_model_is_told_in_the_shape_of_whoever_asks():
+    async with client_for(make_context()) as client:
+        theirs = await client.get("/v1/models/none", headers={"anthropic-version": "2023-06-01"})
+        ours = await client.get("/v1/models/none")
+    assert theirs.status_code == ours.status_code == 404
+    assert theirs.json()["type"] == "error" and theirs.json()["error"]["type"] == "not_found_error"
+    assert theirs.headers["request-id"] == theirs.json()["request_id"]
+    assert ours.json()["error"]["param"] == "model"

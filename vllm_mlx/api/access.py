@@ -40,7 +40,7 @@ class RequestScope:
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 0
         id_headers = [(b"x-request-id", request_id.encode())]
-        if is_anthropic(scope["path"]):
+        if is_anthropic(scope):
             id_headers.append((b"request-id", request_id.encode()))
 
         async def tagged_send(message: Message) -> None:

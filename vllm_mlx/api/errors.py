@@ -188,7 +188,11 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def is_anthropic(path: str) -> bool:
+def is_anthropic(scope: Scope) -> bool:
+    """Whether the caller expects Anthropic's shapes: by the path, or by the header where both protocols have one."""
+    path: str = scope["path"]
+    if path.startswith("/v1/models"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
     return path.startswith("/v1/messages")
 
 
@@ -200,7 +204,7 @@ def error_response(scope: Scope, error: BaseException) -> Response:
     """The whole answer, in the shape of the path's protocol."""
     answer = describe(error)
     scope.setdefault("state", {})["error"] = answer.message  # for the access line and the dashboard
-    if is_anthropic(scope["path"]):
+    if is_anthropic(scope):
         body = answer.anthropic(request_id_of(scope))
     elif is_rerank(scope["path"]):
         # Cohere's clients read `message`, Jina's and vLLM's users expect the rest.

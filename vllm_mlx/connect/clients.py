@@ -74,7 +74,7 @@ def codex(server: Server) -> Plan:
     folder = Path(os.environ.get("CODEX_HOME") or home() / ".codex")
     change = Change(folder / "config.toml", "toml", f"[model_providers.{NAME}]\n{lines}")
     environment = {KEY_VARIABLE: server.key} if server.key else {}
-    notes = (f'then: codex -c model_provider=\\"{NAME}\\" -m {server.model}',)
+    notes = (f"then: codex -c model_provider={NAME} -m {server.model}",)
     return Plan("Codex", (change,), environment, ("codex", *options), notes)
 
 
