@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import io
 import json
+import os
+import signal
 import threading
 from contextlib import contextmanager
 
@@ -175,6 +177,21 @@ async def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(line, se
     bodies, text = await converse(line, "still here?")
     assert sentence in text
     assert [m["content"] for m in bodies[-1]["messages"]] == ["still here?"]
+
+
+async def test_an_interrupt_ends_the_answer_and_the_conversation_goes_on():
+    class Endless(Scripted):
+        async def answer(self, body):
+            self.bodies.append(body)
+            yield talk.Piece("begun")
+            if len(self.bodies) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            yield talk.Numbers(1, 1, 0, 0.1, 0.2)
+
+    bodies, text = await converse("one", "two", partner=Endless())
+    assert "begun (stopped)" in text
+    assert [m["content"] for m in bodies[1]["messages"]] == ["one", "begun", "two"]
 
 
 def test_shells_are_those_with_a_script():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +77,8 @@ async def site(request: Any, chromium: Any) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(live_server(context))
 
-        async def open_page(path: str = "/", *, waits_for: str = "html[data-ready]", **options: Any) -> Any:
+        async def open_page(path: str = "/", *, routes: Mapping[str, Any] | None = None, **options: Any) -> Any:
+            """`routes`: addresses that are answered with this JSON instead of by the server."""
             size = options.pop("size", (1280, 860))
             window = await chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
             stack.push_async_callback(window.close)
@@ -85,8 +86,10 @@ async def site(request: Any, chromium: Any) -> AsyncIterator[Site]:
             page.set_default_timeout(20_000)
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+            for pattern, body in (routes or {}).items():
+                await page.route(pattern, lambda route, request, body=body: route.fulfill(json=body))
             await page.goto(address + path)
-            await page.locator(waits_for).wait_for(state="attached")
+            await page.locator("html[data-ready]").wait_for(state="attached")
             return page
 
         yield Site(model, context, address, open_page, problems)

@@ -6,11 +6,13 @@ import asyncio
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 
 from tests.api.fakes import until
 from tests.ui.conftest import seeing_model
+from vllm_mlx.engine.step import EngineStatus, Progress
 from vllm_mlx.errors import EngineError, InvalidRequest, Unavailable
 from vllm_mlx.generation.request import MediaPart
 from vllm_mlx.settings import Settings
@@ -447,3 +449,31 @@ async def test_two_answers_never_run_at_once_in_a_page(site):
     await done(page)
     await asyncio.sleep(0)
     assert len(site.model.requests) == 1
+
+
+async def test_what_a_long_wait_is_for_is_said(site):
+    page = await site.open()
+    site.model.gate.clear()
+    await ask(page, "hello")
+    await until(lambda: len(site.model.running) == 1)
+    progress = Progress(next(iter(site.model.running)), "prefill", 8000, 2000, 0, 100)
+    site.context.read_status = lambda: EngineStatus(num_running=1, requests=(progress,))
+    await expect(page.locator(".waiting")).to_contain_text("Reading the prompt: 25 % of 8")
+    progress = replace(progress, phase="waiting", queue_position=2)
+    await expect(page.locator(".waiting")).to_contain_text("Waiting for 2 before it")
+    site.model.gate.set()
+    await done(page)
+    await expect(page.locator(".waiting")).to_be_hidden()
+
+
+async def test_of_several_models_one_is_picked(site):
+    names = [{"id": name, "root": name} for name in ("demo-vl", "other")] + [{"id": "default", "root": "demo-vl"}]
+    page = await site.open(routes={"**/v1/models": {"data": names}})
+    await expect(page.locator("#pick option")).to_have_text(["demo-vl", "other"])
+    await page.select_option("#pick", "other")
+    async with page.expect_request("**/v1/chat/completions") as sent:
+        await ask(page, "hello")
+    assert (await sent.value).post_data_json["model"] == "other"
+    await done(page)
+    await page.reload()
+    await expect(page.locator("#pick")).to_have_value("other")

@@ -1,6 +1,6 @@
 // The chat page's centre: which conversation is open, what runs, and how the parts hear of it.
 import { ApiError, key, readEvents, request } from "./api.js";
-import { DEFAULTS, Fold, requestBody, sumStats } from "./chat.js";
+import { count, DEFAULTS, Fold, requestBody, sumStats } from "./chat.js";
 import { Composer } from "./composer.js";
 import { $, h, startTheme } from "./dom.js";
 import { AnswerView, userView } from "./messages.js";
@@ -148,6 +148,7 @@ async function answer(asked, undo) {
 async function stream(body, fold, view, signal) {
   const response = await request("/v1/chat/completions", { method: "POST", body, signal });
   const pen = new Pen(() => { view.update(); view.progress(fold, performance.now()); follow.keep(); });
+  const waiting = setInterval(() => (fold.first === null ? tellWait(response.headers.get("x-request-id"), fold, view) : clearInterval(waiting)), 1000);
   try {
     for await (const batch of readEvents(response.body)) {
       const now = performance.now();
@@ -157,8 +158,20 @@ async function stream(body, fold, view, signal) {
   } catch (error) {
     throw error instanceof TypeError && !signal.aborted ? new ApiError("The connection to the server was lost.") : error;
   } finally {
+    clearInterval(waiting);
     pen.stop();
   }
+}
+
+/** What happens before the first token, which can take long: the queue, or a long prompt. */
+async function tellWait(id, fold, view) {
+  const { data } = await request("/v1/requests").then((response) => response.json()).catch(() => ({ data: [] }));
+  const own = data.find((one) => one.x_request_id === id);
+  if (fold.first !== null) return;
+  const since = `${Math.round((performance.now() - fold.started) / 1000)} s`;
+  if (own?.phase === "waiting") view.say(`Waiting for ${own.queue_position ? `${own.queue_position} before it` : "a free place"}, ${since}`);
+  else if (own?.phase === "prefill") view.say(`Reading the prompt: ${Math.round((100 * own.computed_tokens) / own.prompt_tokens)} % of ${count(own.prompt_tokens)} tokens, ${since}`);
+  else view.say(since);
 }
 
 async function whole(body, fold, signal) {
@@ -212,20 +225,37 @@ async function connect() {
   clearTimeout(polling);
   try {
     const answered = await (await request("/v1/capabilities")).json();
-    server = answered;
-    composer.setServer(answered);
+    const { data } = answered.model_loaded ? await (await request("/v1/models")).json() : { data: [] };
+    server = chosen(answered, data.filter((one) => one.id === one.root && !one.task).map((one) => one.id));
+    composer.setServer(server);
     $("keybox").hidden = true;
+    $("key-button").hidden = !answered.auth.api_key_required;
     const facts = answered.model_traits ?? {};
     const kinds = ["image", "video", "audio_input"].filter((kind) => answered.modalities[kind]).map((kind) => (kind === "audio_input" ? "audio" : kind));
+    if (server !== answered) { setModel("ready", server.model_name, ""); drawEmpty(); return; }
     setModel(answered.model_loaded ? "ready" : "loading", answered.model_loaded ? answered.model_name : "The model is loading …",
       answered.model_loaded ? [kinds.length ? `text + ${kinds.join(" + ")}` : "text", facts.quantization, answered.limits.effective_context_tokens && `${Math.round(answered.limits.effective_context_tokens / 1024)}k context`].filter(Boolean).join(" · ") : "");
-    $("key-button").hidden = !answered.auth.api_key_required;
     if (answered.model_loaded) drawEmpty(); else polling = setTimeout(connect, 1500);
   } catch (error) {
     if (error.status === 401) { setModel("locked", "An API key is needed", ""); $("key-button").hidden = false; askKey(key.get() ? error.message : ""); return; }
     setModel("gone", error.status ? error.message : "The server cannot be reached", "");
     polling = setTimeout(connect, document.hidden ? 15000 : 3000);
   }
+}
+
+/** Where there are several models a person picks one. What another than the first can do is not told: all is offered. */
+function chosen(answered, ids) {
+  const pick = $("pick");
+  pick.hidden = ids.length < 2;
+  $("model-name").hidden = ids.length >= 2;
+  if (ids.length < 2 || !ids.includes(settings.model)) settings.model = "default";
+  if (ids.length < 2) return answered;
+  pick.replaceChildren(...ids.map((id) => h("option", {}, id)));
+  pick.value = settings.model === "default" ? answered.model_name : settings.model;
+  pick.onchange = () => { settings.model = pick.value; changed(); connect(); };
+  if (pick.value === answered.model_name) return answered;
+  const all = (map) => Object.fromEntries(Object.keys(map).map((name) => [name, true]));
+  return { ...answered, model_name: pick.value, modalities: all(answered.modalities), features: all(answered.features) };
 }
 
 function setModel(state, name, facts) {

@@ -1,8 +1,8 @@
 // From a conversation to the body of a request, and from the answer's chunks back into a turn. Pure, no DOM.
 
-/** What a person can set: the operator guide's section 8, thinking, a JSON schema and the tools to try. */
+/** What a person can set: the operator guide's section 8, thinking, a JSON schema, the tools to try; of several models, one. */
 export const DEFAULTS = {
-  system: "", temperature: null, top_p: null, max_tokens: null, frequency_penalty: null, stream: true, timeout: 300,
+  model: "default", system: "", temperature: null, top_p: null, max_tokens: null, frequency_penalty: null, stream: true, timeout: 300,
   max_messages: null, thinking: false, tools: [], json: false, schema: "",
 };
 
@@ -38,7 +38,7 @@ function fromAnswer(turn) {
 }
 
 export function requestBody(turns, settings, toolDefinitions, features = {}) {
-  const body = { model: "default", messages: toMessages(turns, settings), stream: settings.stream, include_diagnostics: true };
+  const body = { model: settings.model, messages: toMessages(turns, settings), stream: settings.stream, include_diagnostics: true };
   if (settings.stream) body.stream_options = { include_usage: true };
   for (const name of ["temperature", "top_p", "max_tokens", "frequency_penalty"]) if (settings[name] !== null) body[name] = settings[name];
   if (features.reasoning !== false) body.enable_thinking = settings.thinking;

@@ -31,7 +31,7 @@ export function startPanel(settings, defaults, changed) {
   form.append(h("h3", {}, "In this page only"));
   for (const field of LOCAL) form.append(local(field));
   form.append(h("button", { type: "button", class: "plain", onclick: () => {
-    Object.assign(settings, { ...defaults, tools: [...defaults.tools], thinking: settings.thinking, json: settings.json, schema: settings.schema });
+    Object.assign(settings, { ...defaults, tools: [...defaults.tools], model: settings.model, thinking: settings.thinking, json: settings.json, schema: settings.schema });
     draws.forEach((draw) => draw());
     changed();
   } }, "Back to the defaults"));
