@@ -186,6 +186,7 @@ class Backend:
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
         )
+        sources = media_sources(settings) if loaded[0].media is not None else None
         service = GenerationService(
             engine=engine,
             tokenizer=loaded[0].tokenizer,
@@ -196,7 +197,7 @@ class Backend:
             guards=settings.guards,
             parsing=settings.parsing,
             agents=settings.agents,
-            media=media_loader(settings) if loaded[0].media is not None else None,
+            media=MediaLoader(sources) if sources is not None else None,
             expander=loaded[0].media,
             adapters=adapters,
             grammar=GrammarCompiler.for_tokenizer(
@@ -212,7 +213,7 @@ class Backend:
             timeout_s=settings.limits.timeout_s,
             stall_target_s=settings.batch.stall_target_ms / 1000,
         )
-        notes = (*files.notes, *loaded[0].profile.notes)
+        notes = (*files.notes, *loaded[0].profile.notes, *([sources.description] if sources is not None else ()))
         if settings.batch.batch_invariant:
             assert isinstance(runner := engines[0].runner, ModelRunner)
             notes = (*notes, runner.invariance.note)
@@ -314,14 +315,13 @@ def load_blas(settings: Settings) -> blas.BlasReport:
     )
 
 
-def media_loader(settings: Settings) -> MediaLoader:
-    """Where images and videos may come from, by the operator's word."""
-    sources = MediaSources(
+def media_sources(settings: Settings) -> MediaSources:
+    """Where images, clips and sounds may come from, by the operator's word."""
+    return MediaSources(
         allows_remote=settings.media.remote_media,
         roots=settings.media.media_root,
         is_loopback=is_loopback(settings.server.host),
     )
-    return MediaLoader(sources)
 
 
 def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None = None) -> EngineOptions:

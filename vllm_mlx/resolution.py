@@ -93,10 +93,6 @@ def _derive_server(settings: Settings, notes: list[str]) -> Settings:
             notes.append(f"Anyone who can reach {server.host}:{server.port} can use this server; set --api-key.")
         if not server.rate_limit:
             notes.append("No rate limit on a public address; set --rate-limit.")
-        if not settings.media.media_root:
-            notes.append("Images cannot be named by a local path on a public address unless --media-root allows it.")
-    elif not settings.media.media_root:
-        notes.append("Requests may name any image file that this user can read; --media-root narrows that.")
     return settings
 
 

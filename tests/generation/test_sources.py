@@ -354,7 +354,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 
 def test_the_start_up_line_says_what_is_allowed(tmp_path):
-    assert "any readable local file" in MediaSources(is_loopback=True).description
+    assert "any file that this user can read" in MediaSources(is_loopback=True).description
     assert "no local files" in MediaSources().description
     assert str(tmp_path) in MediaSources(roots=[tmp_path]).description
     assert "no URLs" in MediaSources(allows_remote=False).description

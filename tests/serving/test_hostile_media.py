@@ -123,3 +123,8 @@ def test_pictures_that_differ_in_one_pixel_never_share_an_entry(server):
     again = [seen(place) for place in places]
     assert all(cached < 16 and runs == 1 for cached, runs in first), first
     assert all(cached > 16 and runs == 0 for cached, runs in again), again
+
+
+def test_the_start_up_lines_say_where_media_may_come_from(server):
+    (line,) = [line for line in server.output.splitlines() if "Media may come from" in line]
+    assert "public http(s) addresses" in line and "--no-remote-media" in line and "--media-root" in line

@@ -94,12 +94,14 @@ class MediaSources:
     @property
     def description(self) -> str:
         """For the start-up lines: where media may come from."""
-        remote = "http(s) URLs of public addresses" if self._allows_remote else "no URLs"
+        remote = "public http(s) addresses (--no-remote-media: none)" if self._allows_remote else "no URLs"
         if self._roots:
             local = f"files under {', '.join(map(str, self._roots))}"
+        elif self._is_loopback:
+            local = "any file that this user can read (--media-root narrows that)"
         else:
-            local = "any readable local file" if self._is_loopback else "no local files"
-        return f"media from data: URLs, {remote}, {local}"
+            local = "no local files, as others can reach this server (--media-root allows some)"
+        return f"Media may come from data: URLs, {remote}, {local}."
 
     def read(self, source: str, param: str, *, deadline: float | None = None) -> Blob:
         """The bytes of `source`. `deadline` is a `time.monotonic()` value that may shorten the time-out."""
