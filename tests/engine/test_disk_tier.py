@@ -191,3 +191,14 @@ def test_a_preempted_row_is_swapped_to_disk_where_that_is_cheaper_than_computing
     assert (world.tier.counters.num_swaps > 0) is swaps
     assert all(world.published[name].tokens == world.lone(name) for name in ("old", "young"))
     assert world.is_clean()
+
+
+def test_a_prompt_that_leaves_a_run_half_way_uses_its_beginning() -> None:
+    world = World(grain=64)
+    world.ask("a", range(100, 160), 2)
+    world.run()
+    world = world.restart()
+    world.ask("b", [*range(100, 142), *range(30)], 4)
+    world.run()
+    assert world.published["b"].finals[0].usage.num_cached_tokens == 40
+    assert world.published["b"].tokens == world.lone("b") and world.is_clean()

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from vllm_mlx.errors import VllmMlxError
 
-FORMAT = "vllm-mlx-kv-1"
+FORMAT = "vllm-mlx-kv-2"
 KEY_BYTES = 16
 SUFFIX = ".safetensors"
 _DTYPES = {
@@ -51,7 +51,11 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A block without its contents. `start == end` for a `state`; `nbytes` is the size of its file."""
+    """A block without its contents. `start == end` for a `state`; `nbytes` is the size of its file.
+
+    `links` are the hashes at the ends of the blocks of tokens in it, so that a prompt that leaves a run half way can
+    use its beginning.
+    """
 
     model: str
     kind: str
@@ -60,6 +64,7 @@ class Record:
     start_key: bytes
     end_key: bytes
     nbytes: int = 0
+    links: bytes = b""
 
     @property
     def name(self) -> str:
@@ -101,6 +106,7 @@ def write(folder: Path, record: Record, packed: Packed) -> int:
         "end": str(record.end),
         "start_key": record.start_key.hex(),
         "end_key": record.end_key.hex(),
+        "links": record.links.hex(),
         "structure": packed.structure,
         "checksum": _checksum(packed.arrays),
     }
@@ -176,7 +182,13 @@ def _record(file: Path, metadata: dict[str, str], size: int) -> Record:
             raise ValueError(f"format {metadata['format']}")
         keys = bytes.fromhex(metadata["start_key"]), bytes.fromhex(metadata["end_key"])
         return Record(
-            metadata["model"], metadata["kind"], int(metadata["start"]), int(metadata["end"]), *keys, nbytes=size
+            metadata["model"],
+            metadata["kind"],
+            int(metadata["start"]),
+            int(metadata["end"]),
+            *keys,
+            nbytes=size,
+            links=bytes.fromhex(metadata["links"]),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise DamagedBlock(f"{file} is not a block of this format ({error}).") from error

@@ -24,14 +24,15 @@ from vllm_mlx.engine import disk_blocks
 from vllm_mlx.engine.disk_blocks import SUFFIX, DamagedBlock, Packed, Record
 from vllm_mlx.errors import VllmMlxError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _TABLE = """
 CREATE TABLE IF NOT EXISTS blocks (
     name TEXT PRIMARY KEY, model TEXT NOT NULL, kind TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
-    start_key BLOB NOT NULL, end_key BLOB NOT NULL, nbytes INTEGER NOT NULL, last_used REAL NOT NULL
+    start_key BLOB NOT NULL, end_key BLOB NOT NULL, nbytes INTEGER NOT NULL, links BLOB NOT NULL,
+    last_used REAL NOT NULL
 )
 """
-_COLUMNS = 'model, kind, start, "end", start_key, end_key, nbytes'
+_COLUMNS = 'model, kind, start, "end", start_key, end_key, nbytes, links'
 
 
 class FolderFault(VllmMlxError):
@@ -216,8 +217,8 @@ class BlockFolder:
     def _insert(self, record: Record, last_used: float) -> None:
         r = record
         self._index.execute(
-            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (r.name, r.model, r.kind, r.start, r.end, r.start_key, r.end_key, r.nbytes, last_used),
+            "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (r.name, r.model, r.kind, r.start, r.end, r.start_key, r.end_key, r.nbytes, r.links, last_used),
         )
 
     @property

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
-from vllm_mlx.engine.disk_blocks import Record, chain, root_key
+from vllm_mlx.engine.disk_blocks import KEY_BYTES, Record, chain, root_key
 from vllm_mlx.engine.prefix_cache import Node
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The runs that lead to `target` tokens of a prompt, and the state kept there where one is needed."""
+    """The runs that lead to `target` tokens of a prompt, and the state kept there where one is needed.
+
+    The last run may go on behind the target.
+    """
 
     target: int = 0
     runs: tuple[Record, ...] = ()
@@ -77,8 +81,20 @@ class DiskIndex:
         block = self.block_size
         usable = (p for p in came_by if not self.needs_checkpoint or links[p // block] in self._states)
         target = max(usable, default=0)
-        state = self._states[links[target // block]] if self.needs_checkpoint and target else None
-        return Found(target, route(came_by, target), state)
+        if self.needs_checkpoint:
+            return Found(target, route(came_by, target), self._states[links[target // block]] if target else None)
+        return self._and_a_part(Found(target, route(came_by, target)), links)
+
+    def _and_a_part(self, found: Found, links: Sequence[bytes]) -> Found:
+        """With the beginning of a run that the prompt leaves half way, where there is one."""
+        block = self.block_size
+        ours = b"".join(links[found.target // block + 1 : (found.target + self.grain) // block + 1])
+        best, num_blocks = None, 0
+        for run in self._runs.get(links[found.target // block], {}).values():
+            agreed = len(commonprefix([run.links, ours])) // KEY_BYTES
+            if agreed > num_blocks:
+                best, num_blocks = run, agreed
+        return found if best is None else Found(found.target + num_blocks * block, (*found.runs, best))
 
     def reach(self, links: Sequence[bytes], limit: int) -> dict[int, Record]:
         """Positions up to `limit` that runs on disk lead to, each with the run that ends there."""
@@ -114,7 +130,9 @@ class DiskIndex:
             while start < target:
                 end = min(target, (start // self.grain + 1) * self.grain)
                 block = self.block_size
-                yield Record(self.model, "kv", start, end, links[start // block], links[end // block])
+                first, last = start // block, end // block
+                inner = b"".join(links[first + 1 : last + 1])
+                yield Record(self.model, "kv", start, end, links[first], links[last], links=inner)
                 reached.add(end)
                 start = end
 

@@ -323,7 +323,7 @@ class DiskTier:
         return bool(self._restores)
 
     def _insert(self, restore: Restore, record: Record, packed: Packed) -> None:
-        cache, end = self.cache, record.end
+        cache, end = self.cache, min(record.end, len(restore.key))
         self.counters.restored_bytes += packed.nbytes
         if record.kind == "state":
             restore.state = packed
