@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import signal
 import socket
+import struct
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.api.fakes import sse_payloads
 from tests.serving.process import serving
+from vllm_mlx.models.download import resolve
 
 LONG = {"model": "x", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4000, "ignore_eos": True}
 
@@ -54,13 +59,30 @@ def test_sigterm_while_loading_ends_the_process_at_once(tiny_model, tmp_path):
         assert "Traceback" not in server.output, server.output
 
 
-@pytest.mark.parametrize("case", ["missing", "empty", "unknown"])
-def test_a_model_that_cannot_be_served_is_one_line_and_exit_code_1(case, tmp_path):
-    folder = tmp_path / "model"
-    if case != "missing":
-        folder.mkdir()
-    if case == "unknown":
-        (folder / "config.json").write_text('{"model_type": "no_such_architecture", "vocab_size": 5}')
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size // 2)
+
+
+def of_an_unknown_kind(folder: Path) -> None:
+    """Every file is there, also for the multimodal library, which logs what it does not know before it raises."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "wonderformer"}))
+
+
+def too_large(folder: Path) -> None:
+    """Two hundred gigabytes, all of them holes."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [50000, 10**6], "data_offsets": [0, 2 * 10**11]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * 10**11)
+
+
+@pytest.mark.parametrize("spoil", [shutil.rmtree, cut_short, of_an_unknown_kind, too_large], ids=lambda f: f.__name__)
+def test_a_model_that_cannot_be_served_is_one_line_and_exit_code_1(spoil, tmp_path):
+    folder = Path(shutil.copytree(resolve("demo"), tmp_path / "model"))
+    spoil(folder)
     with serving(folder, log=tmp_path / "log", is_awaited=False) as server:
         assert server.wait() == 1
         lines = server.output.strip().splitlines()

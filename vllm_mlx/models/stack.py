@@ -5,6 +5,7 @@ MLX thread only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @contextmanager
 def loading(profile: ModelProfile) -> Iterator[None]:
-    """Turn whatever a model library raises about a folder into one sentence; the cause stays attached."""
+    """Turn whatever a model library raises about a folder into one sentence; the cause stays attached.
+
+    What it also logs to the root logger, where nobody listens, stays unsaid: it would be a second line.
+    """
+    nobody = logging.NullHandler()
+    logging.getLogger().addHandler(nobody)
     try:
         yield
     except ModelLoadError:
@@ -35,6 +41,8 @@ def loading(profile: ModelProfile) -> Iterator[None]:
         raise ModelLoadError(f"{profile.name} does not fit in memory; use a smaller or quantised version.") from error
     except Exception as error:  # the boundary to two libraries that raise anything at all
         raise ModelLoadError(_sentence(profile, error)) from error
+    finally:
+        logging.getLogger().removeHandler(nobody)
 
 
 def _sentence(profile: ModelProfile, error: Exception) -> str:
