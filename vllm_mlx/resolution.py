@@ -97,7 +97,7 @@ def _derive_server(settings: Settings, notes: list[str]) -> Settings:
 
 
 def _derive_batch(settings: Settings, notes: list[str]) -> Settings:
-    batch, sampling = settings.batch, settings.sampling
+    batch, sampling, guessing = settings.batch, settings.sampling, settings.speculation
     if sampling.deterministic:
         forced = [flag for flag, is_set in (
             ("--continuous-batching", batch.continuous_batching),
@@ -106,12 +106,16 @@ def _derive_batch(settings: Settings, notes: list[str]) -> Settings:
             ("--default-temperature", bool(sampling.default_temperature)),
             ("--default-top-p", sampling.default_top_p not in (None, 1.0)),
             ("--enable-prefix-cache", settings.cache.prefix_cache and "cache.prefix_cache" in settings.given),
+            ("--speculation", guessing.speculation != "off" and "speculation.speculation" in settings.given),
+            ("--draft-model", guessing.draft_model is not None),
         ) if is_set]
         if forced:
             notes.append(f"--deterministic overrides {', '.join(forced)}.")
         return settings.with_values(
             batch__runtime_mode="simple", batch__continuous_batching=False, batch__max_num_seqs=1,
-            sampling__default_temperature=0.0, sampling__default_top_p=1.0, cache__prefix_cache=False)
+            sampling__default_temperature=0.0, sampling__default_top_p=1.0,
+            # What was computed or guessed before would show, in usage and in how the tokens come.
+            cache__prefix_cache=False, speculation__speculation="off", speculation__draft_model=None)
     if batch.runtime_mode == "simple":
         if "batch.max_num_seqs" in settings.given and batch.max_num_seqs > 1:
             notes.append(f"--runtime-mode simple overrides --max-num-seqs {batch.max_num_seqs}.")

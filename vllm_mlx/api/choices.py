@@ -1,7 +1,7 @@
 """The generations behind one HTTP request, as one stream of (index, event): `n` choices, or several prompts.
 
-One generation is passed through; several run concurrently, each driven by a task of its own, or, where the order of
-the bytes is promised, one after the other. asyncio thread.
+One generation is passed through; several run concurrently, each driven by a task of its own; where the order of the
+bytes is promised, they are shown one after the other. asyncio thread.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ async def _tracked(
 ) -> AsyncGenerator[Indexed, None]:
     with live.track(entry):
         timers = [journal.start(_facts(entry, request)) for request in requests]
-        source = _in_turn(service, requests) if in_turn or len(requests) == 1 else _merged(service, requests)
+        source = _single(service.generate(requests[0])) if len(requests) == 1 else _merged(service, requests)
+        if in_turn:
+            source = _in_order(source, len(requests))
         try:
             async with aclosing(source):
                 async for index, event in source:
@@ -93,14 +95,25 @@ def _raise_failure(event: Finished, entry: LiveRequest) -> None:
         raise Unavailable(event.error or event.detail or "The server ended this request; it is shutting down.")
 
 
-async def _in_turn(service: Generation, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Indexed, None]:
-    for index, request in enumerate(requests):
-        events = service.generate(request)
-        try:
-            async for event in events:
-                yield index, event
-        finally:
-            await _close(events)
+async def _single(events: AsyncIterator[OutputEvent]) -> AsyncGenerator[Indexed, None]:
+    try:
+        async for event in events:
+            yield 0, event
+    finally:
+        await _close(events)
+
+
+async def _in_order(events: AsyncGenerator[Indexed, None], num_choices: int) -> AsyncGenerator[Indexed, None]:
+    """The same events, all of one choice before any of the next."""
+    waiting: list[list[OutputEvent]] = [[] for _ in range(num_choices)]
+    current = 0
+    async with aclosing(events):
+        async for index, event in events:
+            waiting[index].append(event)
+            while current < num_choices and waiting[current]:
+                shown = waiting[current].pop(0)
+                yield current, shown
+                current += type(shown) is Finished
 
 
 async def _merged(service: Generation, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Indexed, None]:
