@@ -19,6 +19,9 @@ from vllm_mlx.engine.step import EngineStatus, FinishReason, Progress, StepPlan,
 
 log = logging.getLogger(__name__)
 
+# With more requests than this, the status tells of each one every so many seconds rather than at each step.
+MANY_REQUESTS = 32
+PROGRESS_S = 0.1
 
 L = TypeVar("L", bound="Launched")
 
@@ -100,6 +103,7 @@ class Engine:
         self._num_steps = 0
         self._last_collected = clock()
         self._paused_s = 0.0
+        self._requests: tuple[float, tuple[Progress, ...]] = (0.0, ())
         self.before_plan: list[Callable[[float], None]] = []
         self.on_finished: list[Callable[[Sequence], None]] = []
         self.on_step: list[Callable[[StepPlan, float], None]] = []
@@ -278,11 +282,22 @@ class Engine:
             num_completion_tokens=counters.num_completion_tokens,
             num_preemptions=counters.num_preemptions,
             num_failed_steps=counters.num_failed_steps,
-            requests=tuple(
-                _progress(scheduler.running.values(), scheduler.queue(), scheduler.queue_clock.predicted_wait_s)
-            ),
+            requests=self._progress(),
             extra={name: value for report in self.reports for name, value in report().items()},
         )
+
+
+    def _progress(self) -> tuple[Progress, ...]:
+        """Where each request stands. Of many, it is looked up a few times a second only: people read this."""
+        scheduler, now = self.scheduler, self._clock()
+        looked_at, requests = self._requests
+        num = len(scheduler.running) + len(scheduler.waiting)
+        if num <= MANY_REQUESTS or num != len(requests) or now - looked_at > PROGRESS_S:
+            requests = tuple(
+                _progress(scheduler.running.values(), scheduler.queue(), scheduler.queue_clock.predicted_wait_s)
+            )
+            self._requests = now, requests
+        return requests
 
 
 def _progress(
