@@ -81,3 +81,20 @@ async def test_a_missing_model_is_told_in_the_shape_of_whoever_asks():
     assert theirs.json()["type"] == "error" and theirs.json()["error"]["type"] == "not_found_error"
     assert theirs.headers["request-id"] == theirs.json()["request_id"]
     assert ours.json()["error"]["param"] == "model"
+
+
+async def test_one_key_does_not_end_anothers_request():
+    service = FakeGeneration()
+
+    def script(request):
+        return [TextDelta("a"), service.cancel_events[request.id].wait, finished("cancelled")]
+
+    service.script = script
+    mine, other = ({"authorization": f"Bearer key-{name}"} for name in "ab")
+    async with client_for(make_context(service, api_keys={"a": "key-a", "b": "key-b"})) as client:
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(), headers=mine))
+        await until(lambda: bool(service.running))
+        path = f"/v1/requests/{next(iter(service.running))}/cancel"
+        assert (await client.post(path, headers=other)).status_code == 404
+        assert (await client.post(path, headers=mine)).status_code == 200
+        assert (await asking).status_code == 200

@@ -6,13 +6,14 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import HttpError
 from vllm_mlx.api.health import liveness
 from vllm_mlx.api.live import LiveRequest
-from vllm_mlx.api.requests import json_response
+from vllm_mlx.api.requests import caller_of, json_response
 from vllm_mlx.engine.step import EngineStatus, Progress
 
 router = APIRouter(tags=["Server"])
@@ -69,19 +70,20 @@ async def list_requests(context: Context, session: str | None = None) -> Respons
     "/v1/requests/{request_id}/cancel",
     summary="End a request early",
     description="`request_id` is the answer's id (`chatcmpl-…`) or its `x-request-id`. The request is answered with "
-    "what was generated so far and `stop_reason: cancelled`.",
+    "what was generated so far and `stop_reason: cancelled`. With API keys, each ends its own requests.",
 )
-async def cancel_request(request_id: str, context: Context) -> Response:
-    request = context.live.find(request_id)
-    if request is None or context.service is None:
+async def cancel_request(request_id: str, http: Request, context: Context) -> Response:
+    request, caller = context.live.find(request_id), caller_of(http)
+    is_anothers = request is not None and caller.is_authenticated and request.client != caller.name
+    if request is None or is_anothers or context.service is None:
         raise HttpError(404, f"No request '{request_id}' is running.", code="request_not_found")
     context.live.cancel(request, context.service_of(request.base_model).cancel)
     return json_response({"id": request.id, "request_id": request.request_id, "object": "request", "cancelled": True})
 
 
 @router.delete("/v1/requests/{request_id}", include_in_schema=False)
-async def delete_request(request_id: str, context: Context) -> Response:
-    return await cancel_request(request_id, context)
+async def delete_request(request_id: str, http: Request, context: Context) -> Response:
+    return await cancel_request(request_id, http, context)
 
 
 @router.get("/v1/cache/stats", summary="What the prefix cache holds, and how often it helped")
