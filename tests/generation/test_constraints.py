@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from tests.fakes import MARKERS, SPECIAL_TOKENS, ByteTokenizer, FakeEngine, fake_service
 from tests.grammars import takes
+from vllm_mlx.engine.constraint import Guide
 from vllm_mlx.engine.step import FinishReason
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.detokenizer import byte_alphabet
@@ -23,6 +24,8 @@ from vllm_mlx.generation.request import (
     Tool,
     ToolChoice,
 )
+from vllm_mlx.parsers.tools import harmony
+from vllm_mlx.settings import ParsingSettings, Settings
 
 SCHEMA = {
     "type": "object",
@@ -35,17 +38,22 @@ CLOCK = Tool("clock", "Says it.", {"type": "object", "properties": {}}, strict=T
 FAKE = ByteTokenizer()
 
 
-@pytest.fixture(scope="module")
-def grammar():
-    """The compiler over the ids of ByteTokenizer."""
+def compiler_over(fake):
+    """The compiler over the ids of a ByteTokenizer."""
     tokenizer = Tokenizer(models.BPE(vocab={c: b for c, b in byte_alphabet().items()}, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.add_tokens(list(MARKERS))
-    assert tokenizer.token_to_id("</tool_call>") == FAKE.id_of("</tool_call>")
-    ends = [FAKE.id_of("<|im_end|>"), FAKE.id_of("<|endoftext|>")]
-    return GrammarCompiler(tokenizer.to_str, vocab_size=len(FAKE), eos_token_ids=ends)
+    tokenizer.add_special_tokens([t.content for i, t in sorted(fake.added_tokens_decoder.items())])
+    assert all(tokenizer.token_to_id(t.content) == i for i, t in fake.added_tokens_decoder.items())
+    ends = [fake.id_of("<|im_end|>"), fake.id_of("<|endoftext|>")]
+    return GrammarCompiler(tokenizer.to_str, vocab_size=len(fake), eos_token_ids=ends)
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    return compiler_over(FAKE)
 
 
 def ask(**fields):
@@ -177,3 +185,50 @@ async def test_an_answer_that_ends_within_a_call_is_cut(grammar):
     engine = FakeEngine(reply=call, ends_with=FinishReason.REPETITION)
     message = await collect(fake_service(engine, grammar=grammar).generate(ask(tools=loose)))
     assert message.tool_calls[0].name == "weather" and message.finished.is_cut
+
+
+async def harmony_guide(reply="x", **fields):
+    """(tokenizer, the guide of the request that reached the engine, the message)"""
+    tokenizer = ByteTokenizer(extra=harmony.FORMAT.envelope.special_tokens)
+    engine = FakeEngine(tokenizer, reply=reply)
+    parsing = ParsingSettings(reasoning_parser="harmony", tool_call_parser="harmony")
+    service = fake_service(engine, settings=Settings(parsing=parsing), grammar=compiler_over(tokenizer))
+    message = await collect(service.generate(ask(reasoning=ReasoningOptions(max_tokens=3), **fields)))
+    return tokenizer, Guide.of(engine.requests[0]), message
+
+
+def think(tokenizer, guide, thought):
+    """Feed thoughts up to the cap, and then what is forced; returns that."""
+    for token in tokenizer.encode(f"<|channel|>analysis<|message|>{thought}"):
+        assert guide.forced() is None
+        guide.accept(token)
+    forced = []
+    while (token := guide.forced()) is not None:
+        guide.accept(token)
+        forced.append(token)
+    assert guide.failure is None
+    return tokenizer.decode(forced)
+
+
+@pytest.mark.parametrize("choice", [ToolChoice("required"), ToolChoice("auto")], ids=["required", "auto"])
+async def test_a_cap_on_thinking_leads_into_a_call_where_answers_have_a_channel_of_their_own(choice):
+    tokenizer, guide, _ = await harmony_guide(tools=(CLOCK,), tool_choice=choice)
+    assert think(tokenizer, guide, "hm.") == "<|end|><|start|>assistant"
+    call = "<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{}<|call|>"
+    assert takes(guide.constraint, tokenizer.encode(call))
+
+
+async def test_a_cap_on_thinking_leads_into_the_channel_of_answers_and_a_document(grammar):
+    tokenizer, guide, _ = await harmony_guide(output_format=OutputFormat("choice", ("yes", "no")))
+    assert think(tokenizer, guide, "hm.") == "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert takes(guide.constraint, tokenizer.encode("yes"))
+
+
+async def test_a_call_behind_the_thoughts_is_no_reasoning():
+    call = "<|end|><|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{}<|call|>"
+    reply = f"<|channel|>analysis<|message|>hm{call}"
+    tokenizer, guide, message = await harmony_guide(reply, tools=(Tool("weather", "Says it.", SCHEMA),))
+    assert message.finished.usage.num_reasoning_tokens == 2 and message.tool_calls
+    for token in tokenizer.encode(reply):
+        assert guide.forced() is None
+        guide.accept(token)

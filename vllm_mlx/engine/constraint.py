@@ -341,6 +341,8 @@ class Guide:
 
     def _is_forced_behind_reasoning(self, token_id: int) -> bool:
         """White space that a cap writes behind the end marker: part of neither the reasoning nor the shape."""
+        if isinstance(self.constraint, AfterReasoning) and not self.constraint.is_in_grammar:
+            return False
         return self.thinking is not None and not self.thinking.is_open and self.thinking.forced() == token_id
 
     @property

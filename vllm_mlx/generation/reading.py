@@ -66,18 +66,20 @@ class AnswerReader:
             skip=self._skipped_ids(request, parser),
             stops=StopMatcher(request.stop, include_stop=request.include_stop) if request.stop else None,
             parser=parser,
-            reasoning=ReasoningCounter(tokens.start, tokens.end, starts_open=starts_open) if tokens else None,
+            reasoning=self._counter(parser, tokens),
             wants_logprobs=request.sampling.num_logprobs is not None,
             allows_parallel_calls=request.parallel_tool_calls,
         )
-        budget = self._thinking_budget(request, parser, tokens)
+        before_call = ""
+        if grammar is not None and request.output_format is None and parser is not None and parser.envelope:
+            before_call = parser.envelope.reasoning_end
+        budget = self._thinking_budget(request, parser, tokens, before_call)
         make_constraint = None
         if grammar is not None:
             assembler.notes.extend(grammar.notes)
             waits = tokens is not None and self._may_reason(request, parser, prompt_text, starts_open)
-            if tokens is not None and request.output_format is None and parser is not None and parser.envelope:
-                end = parser.envelope.reasoning_end
-                tokens = replace(tokens, end=self._marker(end)) if end else tokens
+            if tokens is not None and before_call:
+                tokens = replace(tokens, end=self._marker(before_call))
             make_constraint = grammar.maker(tokens if waits else None)
         return Reading(assembler, make_constraint, budget)
 
@@ -149,9 +151,20 @@ class AnswerReader:
             return False  # the template has closed it already
         return self._builder.template_variables(request).get("enable_thinking") is not False
 
+    def _counter(self, parser: OutputParser | None, tokens: ReasoningTokens | None) -> ReasoningCounter | None:
+        markers = parser.reasoning_markers if parser is not None else None
+        if tokens is None or markers is None:
+            return None
+        return ReasoningCounter(tokens.start, self._marker(markers.thought_end), starts_open=tokens.starts_open)
+
     def _thinking_budget(
-        self, request: GenerationRequest, parser: OutputParser | None, tokens: ReasoningTokens | None
+        self,
+        request: GenerationRequest,
+        parser: OutputParser | None,
+        tokens: ReasoningTokens | None,
+        before_call: str,
     ) -> ThinkingBudget | None:
+        """`before_call`: what a grammar of calls begins behind, where that is not what it is for answers."""
         asked = [n for n in (request.reasoning.max_tokens, self._parsing.max_thinking_tokens) if n is not None]
         markers = parser.reasoning_markers if parser is not None else None
         if tokens is None or markers is None or not asked:
@@ -159,8 +172,8 @@ class AnswerReader:
         return ThinkingBudget(
             max_tokens=min(asked),
             start=tokens.start,
-            end=tokens.end,
-            forced_ids=self._encode(markers.forced_end),
+            end=self._marker(markers.thought_end),
+            forced_ids=self._encode(before_call or markers.forced_end),
             starts_open=tokens.starts_open,
         )
 

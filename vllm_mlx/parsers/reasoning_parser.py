@@ -17,11 +17,15 @@ from vllm_mlx.parsers.tool_parser import ToolParser
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """The texts around reasoning; `forced_end` is what to write in order to end it early."""
+    """The texts around reasoning; `forced_end` is what to write in order to end it early.
+
+    `end` is what the answer begins behind, `thought_end` what the thoughts end with; mostly they are one.
+    """
 
     start: str
     end: str
     forced_end: str
+    thought_end: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class ReasoningFormat:
     aliases: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     forced_end: str = ""
+    thought_end: str = ""
     is_anywhere: bool = False
     needs_special_tokens: bool = True
     signs: tuple[Sign, ...] = ()
@@ -44,7 +49,7 @@ class ReasoningFormat:
     @property
     def markers(self) -> ReasoningMarkers:
         start, end = self.pairs[0]
-        return ReasoningMarkers(start, end, self.forced_end or end)
+        return ReasoningMarkers(start, end, self.forced_end or end, self.thought_end or end)
 
     @property
     def texts(self) -> tuple[str, ...]:

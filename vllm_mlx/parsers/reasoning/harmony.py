@@ -9,6 +9,7 @@ FORMAT = ReasoningFormat(
     name="harmony",
     aliases=("gpt_oss", "gptoss", "openai_gptoss", "openai"),
     pairs=(("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),),
+    thought_end="<|end|>",
     forced_end="<|end|><|start|>assistant<|channel|>final<|message|>",
     is_anywhere=True,
     signs=(
