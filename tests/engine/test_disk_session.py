@@ -10,6 +10,7 @@ import pytest
 from tests import tiny_models
 from tests.engine.harness import BLOCK, EngineHarness
 from vllm_mlx.engine.kv_cache import Quantization
+from vllm_mlx.engine.scheduler import FixedChunk
 from vllm_mlx.models.loader import load
 
 
@@ -66,3 +67,24 @@ def test_after_a_restart_a_turn_computes_what_is_new_and_says_the_same(
     assert second.answers["r0"].last.cache.num_cached_tokens >= 500
     second.stop()
     assert answer == start(None).lone(conversation, max_tokens=20)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "qwen3_next"])
+def test_a_preempted_row_that_was_swapped_goes_on_where_it_was(name: str, folders: Path, tmp_path: Path) -> None:
+    path = folders / name
+    model = load(path if path.exists() else tiny_models.build(name, path)).model
+    prompt = words(random.Random(5), 150)
+    expected = EngineHarness(model).lone(prompt, max_tokens=60)
+    harness = EngineHarness(model, disk=tmp_path, disk_min_tokens=10_000, prefix_bytes=1)
+    harness.scheduler._chunk_sizer = FixedChunk(32, seconds_per_token=1.0)
+    request_id = harness.ask(prompt, max_tokens=60)
+    harness.step(40)
+    harness.scheduler.preempt(harness.scheduler.running[request_id])
+    assert harness.tier is not None and harness.tier.counters.num_swaps == 1
+    harness.cache.set_budget(1 << 28)
+    before = harness.scheduler.counters.num_prefilled_tokens
+    harness.run()
+    computed = harness.scheduler.counters.num_prefilled_tokens - before
+    assert harness.answers[request_id].tokens == expected
+    assert computed <= 2 * BLOCK, f"computed {computed} tokens again"
+    harness.stop()
