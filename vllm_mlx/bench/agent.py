@@ -5,7 +5,8 @@ restore    time to the first token of a long prompt, computed against read back 
 gaps       other streams' gaps while a long prompt is computed
 rows       one long row beside many short ones: bytes held, and speed against equal rows
 
-Unavoidable is what a turn adds: its prompt less the prompt and the answer before it. asyncio thread.
+Unavoidable is what a turn adds: its prompt beyond what it shares, token by token, with prompt and answer before.
+asyncio thread.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 
 from vllm_mlx.bench import servers
 from vllm_mlx.bench.agent_models import KINDS, build_kind
@@ -58,14 +61,12 @@ class Bill:
 
     computed: int = 0
     unavoidable: int = 0
-    before: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def add(self, trace: Trace) -> None:
-        prompt, cached = trace.num_prompt_tokens or 0, trace.num_cached_tokens or 0
-        self.computed += prompt - cached
-        self.unavoidable += max(0, prompt - self.before)
-        self.before = prompt + (trace.num_completion_tokens or 0)
+    def add(self, trace: Trace, num_new: int) -> None:
+        """A turn whose prompt has `num_new` tokens that nobody can have computed before."""
+        self.computed += (trace.num_prompt_tokens or 0) - (trace.num_cached_tokens or 0)
+        self.unavoidable += num_new
         self.seconds.append((trace.stamps[0] if trace.stamps else trace.ended) - trace.started)
 
     @property
@@ -73,21 +74,46 @@ class Bill:
         return self.computed / max(1, self.unavoidable)
 
 
+class Reader:
+    """Prompts as the model's tokens, each as its text: what a perfect cache could know of them."""
+
+    def __init__(self, model: str) -> None:
+        self._tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+        self._template = Environment().from_string((Path(model) / "chat_template.jinja").read_text())
+
+    def tokens(self, messages: Sequence[Message]) -> list[str]:
+        text = self._template.render(messages=messages, add_generation_prompt=True)
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+
 class Session:
     """A conversation that grows turn by turn, as an agent's: instructions, then tool results of some length."""
 
-    def __init__(self, seed: int, num_turns: int, num_tokens: int) -> None:
+    def __init__(self, model: str, seed: int, num_turns: int, num_tokens: int) -> None:
         writer = Writer(seed)
         per_turn = max(16, (num_tokens - SYSTEM_TOKENS) // num_turns - ANSWER_TOKENS)
         self.messages: list[Message] = [{"role": "system", "content": writer.text(SYSTEM_TOKENS)}]
         self.turns = [writer.text(per_turn) for _ in range(num_turns)]
+        self._reader = Reader(model)
+        self._computed: list[str] = []
 
     async def play(self, endpoint: Endpoint, turns: range, bill: Bill) -> None:
         for turn in turns:
             self.messages.append({"role": "user", "content": self.turns[turn]})
-            trace = await _ask(endpoint, self.messages, ANSWER_TOKENS)
-            bill.add(trace)
+            prompt = self._reader.tokens(self.messages)
+            trace = await _ask(endpoint, self.messages, ANSWER_TOKENS, logprobs=True)
+            if trace.num_prompt_tokens != len(prompt):
+                counts = f"{trace.num_prompt_tokens} prompt tokens, the tokenizer {len(prompt)}"
+                raise VllmMlxError(f"The server counts {counts}.")
+            bill.add(trace, len(prompt) - _common(prompt, self._computed))
+            # The last token of an answer is given out, but nobody had to compute what follows it.
+            self._computed = prompt + trace.tokens[:-1]
             self.messages.append({"role": "assistant", "content": trace.text})
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -150,12 +176,12 @@ async def _sessions(options: argparse.Namespace, folder: Path, scratch: Path) ->
         half, all_turns = options.turns // 2, options.turns
         disk = ["--disk-cache", str(scratch / kind)]
 
-        bill, session = Bill(), Session(7, all_turns, options.session_tokens)
+        bill, session = Bill(), Session(model, 7, all_turns, options.session_tokens)
         async with _ours(model) as endpoint:
             await session.play(endpoint, range(all_turns), bill)
         yield _session_row(kind, "in memory", bill, "<= 1.02")
 
-        bill, session = Bill(), Session(8, all_turns, options.session_tokens)
+        bill, session = Bill(), Session(model, 8, all_turns, options.session_tokens)
         async with _ours(model, disk) as endpoint:
             await session.play(endpoint, range(half), bill)
         async with _ours(model, disk) as endpoint:
@@ -163,7 +189,7 @@ async def _sessions(options: argparse.Namespace, folder: Path, scratch: Path) ->
         yield _session_row(kind, "restarted half way, from disk", bill, "<= 1.02")
 
         if options.rival:
-            bill, session = Bill(), Session(7, all_turns, options.session_tokens)
+            bill, session = Bill(), Session(model, 7, all_turns, options.session_tokens)
             try:
                 async with _mlx_lm(model) as endpoint:
                     await session.play(endpoint, range(half), bill)
@@ -296,7 +322,9 @@ async def _mlx_lm(model: str) -> AsyncIterator[Endpoint]:
         yield endpoint
 
 
-async def _ask(endpoint: Endpoint, messages: Sequence[Message], max_tokens: int) -> Trace:
+async def _ask(
+    endpoint: Endpoint, messages: Sequence[Message], max_tokens: int, *, logprobs: bool = False
+) -> Trace:
     body = {
         "model": endpoint.model,
         "messages": list(messages),
@@ -305,6 +333,8 @@ async def _ask(endpoint: Endpoint, messages: Sequence[Message], max_tokens: int)
         "stream_options": {"include_usage": True},
         **EXTRA,
     }
+    if logprobs:
+        body["logprobs"] = True
     trace = await stream_chat(endpoint, body)
     if trace.error is not None:
         raise VllmMlxError(f"A request failed: {trace.error}")

@@ -132,6 +132,7 @@ def _take(trace: Trace, arrived: float, event: bytes) -> None:
         trace.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     for choice in message.get("choices") or ():
         delta = choice.get("delta") or {}
+        trace.tokens += [entry["token"] for entry in (choice.get("logprobs") or {}).get("content") or ()]
         text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
         if text or delta.get("tool_calls"):
             trace.stamps.append(arrived)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 class Trace:
     """One answer. `stamps` are the times at which a piece of content had arrived (seconds, any clock).
 
-    Token counts are the server's own; one that reports none is counted by events.
+    Token counts are the server's own; one that reports none is counted by events. `tokens` are the answer's, as text,
+    where log-probabilities were asked for.
     """
 
     started: float
@@ -21,6 +22,7 @@ class Trace:
     num_completion_tokens: int | None = None
     num_cached_tokens: int = 0
     text: str = ""
+    tokens: list[str] = field(default_factory=list)
     turn: int = 0
     error: str | None = None
     is_counted_by_events: bool = False
