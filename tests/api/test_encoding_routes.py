@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.api.fake_beside import beside, make_oneshots
-from tests.api.fakes import MODEL_ID, client_for, make_context
+from tests.api.fakes import MODEL_ID, client_for, make_context, until
 from vllm_mlx.settings import Settings
 
 
@@ -201,3 +202,27 @@ async def test_more_requests_than_may_wait_are_refused_at_once():
     async with client_for(make_context(**beside(make_oneshots(max_queue=-1)))) as client:
         response = await client.post("/v1/embeddings", json={"input": "a"})
     assert response.status_code == 429 and "retry-after" in response.headers
+
+
+async def test_a_request_can_be_cancelled_by_its_id():
+    hold = HeldEngine()
+    context = make_context(**beside(make_oneshots(hold)))
+    async with client_for(context) as client:
+        asking = asyncio.create_task(
+            client.post("/v1/embeddings", json={"input": "a"}, headers={"x-request-id": "mine"})
+        )
+        await until(lambda: bool(hold.num_waiting))
+        assert (await client.post("/v1/requests/mine/cancel")).json()["cancelled"]
+        answer = await asking
+    assert answer.status_code == 499 and answer.json()["error"]["code"] == "cancelled"
+    assert not len(context.live)
+
+
+class HeldEngine:
+    """An engine whose thread is busy for ever."""
+
+    num_waiting = 0
+
+    async def call(self, job):
+        self.num_waiting += 1
+        await asyncio.Event().wait()

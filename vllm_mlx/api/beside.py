@@ -3,6 +3,7 @@ permit, keep the time. asyncio thread."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -16,7 +17,7 @@ from vllm_mlx.api.errors import request_id_of
 from vllm_mlx.api.live import LiveRequest
 from vllm_mlx.api.requests import caller_of
 from vllm_mlx.api.sse import watch_client
-from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.errors import Cancelled, InvalidRequest
 from vllm_mlx.generation.oneshot import BesideModel, OneShots
 
 T = TypeVar("T")
@@ -52,8 +53,17 @@ async def track(
         client=caller_of(http).name,
     )
     started = time.monotonic()
+    task = asyncio.current_task()
+    assert task is not None
+    entry.end = task.cancel
     with context.live.track(entry):
-        yield id
+        try:
+            yield id
+        except asyncio.CancelledError:
+            if not entry.cancelled_by_client:
+                raise
+            task.uncancel()
+            raise Cancelled("The request was cancelled.") from None
     context.metrics.beside_latency.labels(task=model.task).observe(time.monotonic() - started)
 
 

@@ -70,14 +70,19 @@ async def list_requests(context: Context, session: str | None = None) -> Respons
     "/v1/requests/{request_id}/cancel",
     summary="End a request early",
     description="`request_id` is the answer's id (`chatcmpl-…`) or its `x-request-id`. The request is answered with "
-    "what was generated so far and `stop_reason: cancelled`. With API keys, each ends its own requests.",
+    "what was generated so far and `stop_reason: cancelled`; one to a model beside the chat with an error. With API "
+    "keys, each ends its own requests.",
 )
 async def cancel_request(request_id: str, http: Request, context: Context) -> Response:
     request, caller = context.live.find(request_id), caller_of(http)
     is_anothers = request is not None and caller.is_authenticated and request.client != caller.name
     if request is None or is_anothers or context.service is None:
         raise HttpError(404, f"No request '{request_id}' is running.", code="request_not_found")
-    context.live.cancel(request, context.service_of(request.base_model).cancel)
+    if request.end is not None:
+        request.cancelled_by_client = True
+        request.end()
+    else:
+        context.live.cancel(request, context.service_of(request.base_model).cancel)
     return json_response({"id": request.id, "request_id": request.request_id, "object": "request", "cancelled": True})
 
 

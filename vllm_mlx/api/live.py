@@ -14,7 +14,7 @@ class LiveRequest:
     """One HTTP request and the generations (`generation_ids`) it waits for; `base_model` is the model without adapter.
 
     `owner` may see it; `session` is the agent's own name of its conversation, `traceparent`
-    the header of that name; `snapshot` gives the answer so far.
+    the header of that name; `snapshot` gives the answer so far. `end` ends a request that has no generations.
     """
 
     id: str
@@ -29,6 +29,7 @@ class LiveRequest:
     session: str = ""
     traceparent: str = ""
     snapshot: Callable[[], dict[str, Any]] | None = None
+    end: Callable[[], object] | None = None
     started: float = field(default_factory=time.monotonic)
     cancelled_by_client: bool = False
 

@@ -142,7 +142,7 @@ def statuses_of(method: str, path: str, operation: dict[str, Any], shown: Shown)
         found |= {"403", "504"}
     if path.startswith(("/v1/audio", "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/score")):
         found |= {"501", "504"}
-    if path.startswith(("/v1/messages", "/v1/responses")):
+    if path.startswith(("/v1/messages", "/v1/responses", "/v1/mcp/execute")):
         found |= {"504"}
     if path.endswith("lora_adapter"):
         found |= {"403", "409"}

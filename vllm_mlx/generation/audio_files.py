@@ -204,3 +204,4 @@ class Encoder:
                 process.kill()
             feeding.cancel()
             await asyncio.wait([feeding])  # whoever closes the sound's source must find nobody in it
+            await process.wait()
