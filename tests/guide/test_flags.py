@@ -122,7 +122,7 @@ def test_a_disabled_prefix_cache_reuses_nothing_and_a_strategy_of_old_is_explain
 
 def test_max_num_seqs_bounds_what_is_computed_together(defaults):
     def rows(_: int) -> int:
-        answer = post(defaults, "completions", max_tokens=40, ignore_eos=True, diagnostics_level="deep",
+        answer = post(defaults, "completions", max_tokens=80, ignore_eos=True, diagnostics_level="deep",
                       repetition_policy_override="off")  # fmt: skip
         return answer["diagnostics"]["runtime"]["max_batch_rows"]
 

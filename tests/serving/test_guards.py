@@ -78,7 +78,8 @@ def test_under_warn_only_the_idle_cache_goes(model: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("mode", "rows"), [("simple", {1}), ("batched", {2, 3, 4}), ("auto", {2, 3, 4})])
 def test_a_runtime_mode_is_a_row_limit(model: Path, tmp_path: Path, mode: str, rows: set[int]) -> None:
     with serving(model, "--runtime-mode", mode, log=tmp_path / "log") as server, ThreadPoolExecutor(4) as pool:
-        options = {"max_tokens": 60, "diagnostics_level": "deep", "repetition_policy_override": "off"}
+        # Long enough to meet, however late a busy machine starts the last of them.
+        options = {"max_tokens": 250, "diagnostics_level": "deep", "repetition_policy_override": "off"}
         answers = list(pool.map(lambda i: ask(server, f"question {i}", **options).json(), range(4)))
         assert max(a["diagnostics"]["runtime"]["max_batch_rows"] for a in answers) in rows
         state = check(server, "runtime_mode")["metadata"]
@@ -91,7 +92,7 @@ def test_batched_answers_are_replayed_alone_and_agree(model: Path, tmp_path: Pat
              "--memory-monitor-interval", "0.1")  # fmt: skip
     with serving(model, *flags, log=tmp_path / "log") as server, ThreadPoolExecutor(3) as pool:
         assert check(server, "batch_divergence")["metadata"]["sample_count"] == 0
-        list(pool.map(lambda i: ask(server, f"question {i}", 40, repetition_policy_override="off"), range(3)))
+        list(pool.map(lambda i: ask(server, f"question {i}", 250, repetition_policy_override="off"), range(3)))
         wait_for(lambda: check(server, "batch_divergence")["metadata"]["sample_count"] > 0)
         assert check(server, "batch_divergence")["metadata"]["failed_probes"] == 0
         assert httpx.get(f"{server.url}/v1/status").json()["requests"] == []
