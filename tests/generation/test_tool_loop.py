@@ -284,3 +284,14 @@ async def test_a_stream_over_http_shows_text_only():
     assert "".join(delta.get("content") or "" for delta in deltas) == "Looking.\n\nSeen."
     assert not any("tool_calls" in delta for delta in deltas)
     assert message["content"][0]["text"] == "Anthropic" and [t.name for t in service.requests[-1].tools]
+
+
+async def test_responses_have_the_tools_too():
+    service = scripted([TextDelta("Looking."), *calls("s__look", "{}")], says("Seen."))
+    tools = FakeTools()
+    settings = Settings().with_values(mcp__mcp_in_chat=True, mcp__mcp_config="x")
+    async with client_for(make_context(service, mcp=tools, settings=settings)) as client:
+        answered = (await client.post("/v1/responses", json={"model": "x", "input": "Hi"})).json()
+    (item,) = [item for item in answered["output"] if item["type"] == "message"]
+    assert item["content"][0]["text"] == "Looking.\n\nSeen." and tools.called
+    assert not [item for item in answered["output"] if item["type"] == "function_call"]
