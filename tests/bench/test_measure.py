@@ -8,6 +8,7 @@ import random
 import pytest
 from rich.console import Console
 
+from vllm_mlx.bench.floor import Floor
 from vllm_mlx.bench.main import parse
 from vllm_mlx.bench.measure import Trace, percentile, summarize
 from vllm_mlx.bench.numbers import ENGINE, OURS, add_ratio
@@ -109,4 +110,30 @@ def test_a_repeated_prompt_differs_in_its_last_line_only() -> None:
 )
 def test_flags_that_contradict_each_other_are_refused(argv: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
+        parse(argv)
+
+
+def test_a_step_can_be_no_faster_than_reading_the_weights_or_multiplying_them() -> None:
+    floor = Floor(bytes_per_s=1e9, flop_per_s=1e11, weights_bytes=10_000_000, num_weights=5_000_000)
+    assert floor.step_ms(1) == pytest.approx(10.0)  # reading
+    assert floor.step_ms(200) == pytest.approx(20.0)  # multiplying
+
+
+def test_the_table_says_how_much_of_a_gap_the_machine_needs() -> None:
+    report = report_of((OURS, 100))
+    report.floor = Floor(1e9, 1e12, 900_000_000, 225_000_000)
+    console = Console(record=True, width=200)
+    report.show(console)
+    assert "10 %" in console.export_text()  # 900 ms of a gap of 9 s
+    assert json.loads(report.to_json())["machine"]["floor"]["weights_bytes"] == 900_000_000
+
+
+def test_the_same_request_comes_again_right_after_the_first() -> None:
+    made = make("again", 5, seed=1, max_tokens=8)
+    assert len(made) == 5 and made[0] == made[1] and made[2] == made[3] and made[0] != made[2]
+
+
+@pytest.mark.parametrize("argv", (["--profile", "--url", "http://a/v1"], ["--offline", "--workload", "structured"]))
+def test_what_the_engine_alone_cannot_show_is_refused(argv: list[str]) -> None:
+    with pytest.raises(SettingsError):
         parse(argv)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from vllm_mlx.bench import numbers, servers, workloads
 from vllm_mlx.bench.client import Endpoint
+from vllm_mlx.bench.floor import measure_floor
 from vllm_mlx.bench.image_model import build_image_model
 from vllm_mlx.bench.images import ImageBench
 from vllm_mlx.bench.model import SIZES, build
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rival-python", default=sys.executable, metavar="PATH",
                         help="interpreter whose mlx-lm is started as it installs")
     parser.add_argument("--offline", action="store_true", help="measure the engine alone, in a process of its own, too")
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes, in the engine alone")
     parser.add_argument("--served-name", default="default", metavar="ID", help="model id sent to --url and --compare")
     parser.add_argument("--api-key", default=os.environ.get("VLLM_MLX_API_KEY"), help="key for --url and --compare")
     parser.add_argument("--workload", default="short,shared,multi-turn", metavar="NAMES",
@@ -98,6 +100,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise SettingsError(f"{flag} must be at least 1, not {value}.")
     if options.url and (options.rival or options.offline or options.model):
         raise SettingsError("--url measures a running server; MODEL, --rival and --offline start their own. Give one.")
+    if options.profile and (options.url or options.images):
+        raise SettingsError("--profile looks into the engine, which --url and --images do not start; leave it out.")
+    options.offline = options.offline or options.profile
+    if options.offline and "structured" in options.workload:
+        raise SettingsError("The engine alone knows no grammars: --workload structured needs servers only.")
     if options.compare and not options.url:
         raise SettingsError("--compare needs --url, the server to compare with.")
     if options.images and (options.numbers or options.rival or options.offline):
@@ -109,7 +116,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 async def _measure(options: argparse.Namespace, report: Report, console: Console) -> None:
     async with AsyncExitStack() as stack:
-        targets = await _targets(options, stack, console)
+        targets = await _targets(options, stack, console, report)
         console.print(f"measuring {', '.join(targets)} ...")
         if options.images:
             for target in targets.values():
@@ -124,6 +131,17 @@ async def _measure(options: argparse.Namespace, report: Report, console: Console
             )
         else:
             await _measure_workloads(options, list(targets.values()), report)
+        if options.profile:
+            for target in targets.values():
+                if isinstance(target, OfflineTarget):
+                    console.print(_shares(await target.seconds()))
+
+
+def _shares(seconds: dict[str, float]) -> str:
+    total = seconds.pop("step", 0.0) or 1.0
+    known = ", ".join(f"{name} {100 * s / total:.1f} %" for name, s in seconds.items())
+    rest = 100 * (1 - sum(seconds.values()) / total)
+    return f"a step of the engine: {known}, the rest {rest:.1f} %"
 
 
 async def _measure_workloads(options: argparse.Namespace, targets: list[Target], report: Report) -> None:
@@ -143,7 +161,9 @@ async def _measure_workloads(options: argparse.Namespace, targets: list[Target],
                     report.runs.append(Run(target.name, workload, num_streams, round_number, summary))
 
 
-async def _targets(options: argparse.Namespace, stack: AsyncExitStack, console: Console) -> dict[str, Target]:
+async def _targets(
+    options: argparse.Namespace, stack: AsyncExitStack, console: Console, report: Report
+) -> dict[str, Target]:
     """What is to be measured, by name; servers that were started end with the stack."""
     if options.url:
         urls = [options.url, *options.compare]
@@ -151,6 +171,8 @@ async def _targets(options: argparse.Namespace, stack: AsyncExitStack, console: 
     make_model = build_image_model if options.images else build
     model = options.model or str(make_model(options.folder or default_folder(), options.size))
     console.print(f"model: {model}")
+    if Path(model).is_dir():
+        report.floor = await measure_floor(Path(model))
     targets: dict[str, Target] = {}
 
     async def start(name: str, make: list[str], port: int, model_id: str) -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm_mlx import blas
@@ -30,6 +30,27 @@ class OfflineRunner:
         self._traces: dict[str, dict[str, Any]] = {}
         self._ended: list[str] = []
         self._engine = build_engine(loaded.model, options, self._publish)
+        self.seconds: dict[str, float] = {}
+        self._time_parts()
+
+    def _time_parts(self) -> None:
+        """Note what each part of a step takes. On a GPU `wait` is the device's time; on a CPU `launch` computes too."""
+        engine = self._engine
+        parts = ((engine.scheduler, "plan", "plan"), (engine.runner, "launch", "launch"),
+                 (engine.runner, "collect", "wait"), (engine.scheduler, "commit", "commit"),
+                 (engine, "_flush", "publish"), (engine, "step", "step"))  # fmt: skip
+        for owner, method, name in parts:
+            setattr(owner, method, self._timed(getattr(owner, method), name))
+
+    def _timed(self, inner: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+        return call
 
     def run(self, conversations: Sequence[dict[str, Any]], num_streams: int) -> list[dict[str, Any]]:
         todo = deque((number, dict(c), 0) for number, c in enumerate(conversations))
@@ -90,6 +111,9 @@ def main(folder: str) -> None:
     print(json.dumps({"ready": True, "blas": str(report)}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if job == "seconds":
+            print(json.dumps(runner.seconds), flush=True)
+            continue
         print(json.dumps(runner.run(job["conversations"], job["num_streams"])), flush=True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vllm_mlx.bench.floor import Floor, as_dict
 from vllm_mlx.bench.measure import Percentiles, Summary
 
 
@@ -49,6 +50,7 @@ class Number:
 class Report:
     runs: list[Run] = field(default_factory=list)
     numbers: list[Number] = field(default_factory=list)
+    floor: Floor | None = None
 
     def median_of(self, target: str, workload: str, num_streams: int) -> float | None:
         """Median throughput over the rounds."""
@@ -57,13 +59,15 @@ class Report:
 
     def to_json(self) -> str:
         document = {
-            "machine": machine(),
+            "machine": {**machine(), "floor": as_dict(self.floor)},
             "runs": [asdict(run) for run in self.runs],
             "numbers": [{**asdict(n), "is_met": n.is_met} for n in self.numbers],
         }
         return json.dumps(document, indent=1)
 
     def show(self, console: Console) -> None:
+        if self.floor is not None:
+            console.print(f"{self.floor}.")
         if self.runs:
             console.print(self._table())
         if self.numbers:
@@ -81,8 +85,8 @@ class Report:
         table = Table(title="Medians over the rounds; times in milliseconds")
         for name in ("workload", "streams", "target"):
             table.add_column(name)
-        for name in ("tok/s", "CPU ms/tok", "TTFT p50", "p95", "ITL p50", "p95", "p99", "prompt", "cached", "failed",
-                     "rounds"):  # fmt: skip
+        for name in ("tok/s", "CPU ms/tok", "TTFT p50", "p95", "ITL p50", "p95", "p99", "of floor", "prompt", "cached",
+                     "failed", "rounds"):  # fmt: skip
             table.add_column(name, justify="right")
         cases = list(dict.fromkeys((r.workload, r.num_streams, r.target) for r in self.runs))
         for workload, num_streams, target in sorted(cases, key=lambda c: (c[0], c[1])):
@@ -93,11 +97,17 @@ class Report:
                 _shown(_median(s.cpu_ms_per_token for s in runs), 2),
                 *_percentiles([s.ttft_ms for s in runs], "p50", "p95"),
                 *_percentiles([s.itl_ms for s in runs], "p50", "p95", "p99"),
+                self._share_of_floor(num_streams, [s.itl_ms.p50 for s in runs]),
                 _shown(_median(s.num_prompt_tokens for s in runs), 0),
                 _shown(_median(s.num_cached_tokens for s in runs), 0),
                 str(sum(s.num_failed for s in runs)), str(len(runs)),
             )  # fmt: skip
         return table
+
+    def _share_of_floor(self, num_streams: int, gaps_ms: Sequence[float | None]) -> str:
+        """How much of a gap between tokens the machine could not do without."""
+        gap = _median(gaps_ms)
+        return "-" if self.floor is None or not gap else f"{100 * self.floor.step_ms(num_streams) / gap:.0f} %"
 
     def _numbers_table(self) -> Table:
         table = Table(title="Numbers")

@@ -87,7 +87,8 @@ class HttpTarget:
         messages = list(conversation.opening)
         traces = []
         for turn, followup in enumerate((*conversation.followups, None)):
-            trace = await stream_chat(self.endpoint, self._body(messages, conversation.max_tokens))
+            body = self._body(messages, conversation.max_tokens) | dict(conversation.body)
+            trace = await stream_chat(self.endpoint, body)
             trace.turn = turn
             traces.append(trace)
             if trace.error is not None or followup is None:
@@ -133,6 +134,13 @@ class OfflineTarget:
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
         await self._process.stdin.drain()
         return [Trace(**trace) for trace in await self._read()]
+
+    async def seconds(self) -> dict[str, float]:
+        """Seconds spent so far in each part of the engine's steps."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b'"seconds"\n')
+        await self._process.stdin.drain()
+        return dict(await self._read())
 
     async def stop(self) -> None:
         assert self._process.stdin is not None

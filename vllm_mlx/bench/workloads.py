@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_mlx.bench.model import make_text, make_vocabulary
 
 Message = dict[str, str]
 
-WORKLOADS = ("short", "long", "shared", "multi-turn", "mixed")
+WORKLOADS = ("short", "long", "shared", "multi-turn", "mixed", "structured", "again")
 # Words of our invented text are about one and a half tokens of the benchmark model's tokenizer.
 TOKENS_PER_WORD = 1.45
 NUM_TURNS = 4
+# An answer that can be of any length, so that all are equally long.
+LETTERS = {
+    "type": "json_schema",
+    "json_schema": {"name": "words", "schema": {"type": "array", "items": {"type": "string"}, "minItems": 4000}},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`opening`, then the answer, then the first of `followups`, and so on. Each answer is `max_tokens` long."""
+    """`opening`, then the answer, then the first of `followups`, and so on. Each answer is `max_tokens` long.
+
+    `body` are fields of the request beside the messages; the engine alone knows nothing of them.
+    """
 
     opening: tuple[Message, ...]
     max_tokens: int
     followups: tuple[str, ...] = ()
+    body: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Writer:
@@ -67,9 +77,15 @@ def make(workload: str, num_requests: int, *, seed: int, max_tokens: int, prompt
             return Conversation((_user(writer.text(writer.between(prompt_tokens // 4, prompt_tokens))),), max_tokens)
         return same_beginning()
 
+    def structured() -> Conversation:
+        return Conversation((_user(writer.text(24)),), max_tokens, body={"response_format": LETTERS})
+
     kinds: dict[str, Callable[[], Conversation]] = {
         "short": short, "long": long, "shared": same_beginning, "multi-turn": several_turns, "mixed": any_kind,
+        "structured": structured, "again": short,
     }  # fmt: skip
+    if workload == "again":  # as a retry, or a file written anew: each request twice, one after the other
+        return [one for _ in range((num_requests + 1) // 2) for one in [short()] * 2][:num_requests]
     return [kinds[workload]() for _ in range(num_requests)]
 
 
