@@ -9,16 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_mlx import blas
 from vllm_mlx.errors import VllmMlxError
 from vllm_mlx.models.profile import read_profile
-
-NUM_TRIES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +53,9 @@ async def measure_floor(folder: Path) -> Floor:
 
 def main() -> None:
     blas.load()
-    import mlx.core as mx  # after the BLAS
+    from vllm_mlx.models.rates import measure_rates  # imports MLX
 
-    is_gpu = mx.default_device().type == mx.gpu
-    x = mx.zeros(((1 << 28) if is_gpu else (1 << 24),), dtype=mx.float32)
-    size = 8192 if is_gpu else 1024
-    a = mx.random.normal((size, size)).astype(mx.bfloat16 if is_gpu else mx.float32)
-    mx.eval(x, a)
-    rates = {
-        "bytes_per_s": 2 * x.nbytes / _least_s(lambda: mx.eval(x + 1)),
-        "flop_per_s": 2 * size**3 / _least_s(lambda: mx.eval(a @ a)),
-    }
-    print(json.dumps(rates))
-
-
-def _least_s(job: Callable[[], None]) -> float:
-    times = []
-    for _ in range(NUM_TRIES):
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    print(json.dumps(measure_rates()))
 
 
 def as_dict(floor: Floor | None) -> dict[str, float] | None:
