@@ -68,7 +68,8 @@ class Shown:
         if self.answer is not None:
             schema = {"type": "object", "required": list(self.answer), **self.schema}
             found[JSON] = {"schema": schema, "example": self.answer}
-        return {**found, **{media: {"schema": {"type": "string"}} for media in self.media}}
+        # Each event of a stream is JSON of its own; OpenAPI 3.1 has no word for it, so nothing is said of the whole.
+        return {**found, **{media: {"schema": {} if media == EVENTS else {"type": "string"}} for media in self.media}}
 
 
 _LIST = {"object": "list", "data": []}
@@ -147,6 +148,8 @@ SHOWN: dict[str, Shown] = {
     "get /v1/audio/voices": Shown(None, {"object": "list", "data": []}, schema={"required": []}),
     "post /v1/models/{model_id}/load": Shown(None, {"id": "demo"}, extra_statuses=("409",)),
     "post /v1/models/{model_id}/unload": Shown(None, {"id": "demo"}, extra_statuses=("409",)),
+    "get /v1/mcp/tools": Shown(None, {"tools": [], "count": 0}),
+    "get /v1/mcp/servers": Shown(None, {"servers": []}),
     "post /v1/load_lora_adapter": Shown({"lora_name": "poet", "lora_path": "/adapters/poet"}, media=("text/plain",)),
     "post /v1/unload_lora_adapter": Shown({"lora_name": "poet"}, media=("text/plain",)),
 }
