@@ -55,6 +55,7 @@ async def scrape() -> str:
         context.metrics.beside_latency.labels(task="embedding").observe(0.1)
         context.metrics.beside_tokens.labels(task="embedding").inc(7)
         context.metrics.truncated_inputs.inc()
+        context.metrics.observe_mcp_call("files", "ok", 0.1)
         service.refusal = None
         service.script = lambda request: [lambda: texts.append(context.metrics.render().decode()), *says("c")]
         texts: list[str] = []
