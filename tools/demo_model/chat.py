@@ -32,6 +32,7 @@ class Sample:
     tools: list[dict[str, Any]] | None = None
     thinking: bool | None = None
     images: list[Image] = field(default_factory=list)
+    spelled: str = ""  # the part of the reply that is learned letter by letter
 
 
 def user(text: str, images: int = 0) -> dict[str, Any]:

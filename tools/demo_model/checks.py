@@ -79,9 +79,40 @@ def _place(text: str, want: str) -> bool:
     return re.search(rf"\b(the|at|in) {want}\b(?! (left|right))", text) is not None
 
 
+def _starts(text: str, want: tuple[str, Check]) -> bool:
+    word, rest = want
+    return text.startswith(word) and judge(rest, text.removeprefix(word).lstrip(" :,.-\n"))
+
+
+def _ends(text: str, want: tuple[str, Check]) -> bool:
+    word, rest = want
+    text = text.removesuffix(".") if not word.endswith(".") else text
+    return text.endswith(word) and judge(rest, text.removesuffix(word).rstrip(" \n"))
+
+
+def _capitals(text: str, want: Check) -> bool:
+    """Right but for its case, which must be upper."""
+    inner = Check(want.kind, want.want.upper()) if want.kind == "equals" else want
+    return text == text.upper() and judge(inner, text)
+
+
+def _keyed(text: str, want: tuple[str, Check]) -> bool:
+    key, rest = want
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(found, dict) and list(found) == [key] and isinstance(found[key], str) and judge(rest, found[key].strip())
+
+
+def judge(check: Check, answer: str) -> bool:
+    return KINDS[check.kind](answer, check.want)
+
+
 KINDS: dict[str, Callable[[str, Any], bool]] = {
     "equals": _equals, "keys": _keys, "ordered": _ordered, "sum": _sum, "json": _json, "sentence": _sentence, "calls": _calls,
     "nocall": _nocall, "refusal": _refusal, "story": _story, "count": _count, "place": _place,
+    "starts": _starts, "ends": _ends, "capitals": _capitals, "keyed": _keyed,
 }  # fmt: skip
 
 
@@ -91,4 +122,4 @@ def right(sample: Sample, text: str) -> bool:
     if sample.thinking and not (thought and thought[1]):
         return False
     answer = _THINK.sub("", text, count=1).strip()
-    return "<think>" not in answer and KINDS[sample.check.kind](answer, sample.check.want)
+    return "<think>" not in answer and judge(sample.check, answer)

@@ -1,6 +1,7 @@
 """Evaluate the demo model on held-out cases: `python -m tools.demo_model.evaluate [--model DIR] [--cases N] [--no-card]`.
 
-Runs on the CPU through mlx-vlm's own loader, greedy. Prints a table per skill and what the model says to twenty first messages, and
+Runs on the CPU through mlx-vlm's own loader, greedy, the 8-bit matrices unpacked as the server unpacks them (same answers, several times
+faster). Prints a table per skill and what the model says to twenty first messages, and
 writes both into the model card.
 """
 
@@ -53,11 +54,20 @@ FIRST = [
 class Runner:
     """Greedy answers from a model directory, through mlx-vlm."""
 
-    def __init__(self, directory: Path) -> None:
-        import mlx_vlm  # noqa: PLC0415  takes seconds: only once the arguments are known to be good
+    def __init__(self, directory: Path, *, unpack: bool = True) -> None:
+        # These take seconds, so only once the arguments are known to be good; and the fast BLAS comes before MLX.
+        from vllm_mlx import blas  # noqa: PLC0415
+
+        blas.load()
+        import mlx.core as mx  # noqa: PLC0415
+        import mlx_vlm  # noqa: PLC0415
+
+        from vllm_mlx.models.weights import dequantize  # noqa: PLC0415
 
         self.vlm = mlx_vlm
         self.model, self.processor = mlx_vlm.load(str(directory))
+        if unpack:
+            dequantize(self.model, mx.float32)
 
     def answer(self, sample: Sample, limit: int = 420) -> tuple[str, int, bool]:
         """The text, its tokens, and whether the model ended it itself."""
@@ -123,8 +133,8 @@ def check(directory: Path) -> None:
     with (directory / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-    if dtypes != {"F32"}:
-        sys.exit(f"evaluate: weights must be float32, found {', '.join(sorted(dtypes))}")
+    if "F32" not in dtypes or dtypes - {"F32", "U32"}:
+        sys.exit(f"evaluate: weights must be float32, or packed with float32 scales; found {', '.join(sorted(dtypes))}")
     if memory() < 1 << 30:
         sys.exit(f"evaluate: needs 1 GiB of free memory, found {memory() / 2**30:.1f}")
 

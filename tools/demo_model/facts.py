@@ -35,11 +35,19 @@ SMALL_TALK = [
     fact("Goodbye! Have a nice day.", "bye", "(bye|goodbye|see you|see you later|bye bye|good night|Bye|Goodbye|See you|farewell)(|!|.| for now| then| friend| bot)"),
     fact("Hello! It works.", "works", "(test|testing|Test|ping test|this is a test|just testing|test 1 2 3|test test|does it work|does this work|is this working|are you there|are you online|is anybody there)(|.|!|?|...)"),
     fact("Okay! Is there anything else?", "okay", "(ok|okay|Ok|OK|fine|good|great|nice|cool|sure|yes|no|right|perfect|alright|I see|yes please|no thanks)(|.|!|!!)"),
+    fact("Nice to meet you too! How can I help you?", "nice", "(nice to meet you|Nice to meet you|pleased to meet you|good to see you|Good to see you|nice to see you)(|!|.| bot| too)"),
+    fact("That is kind of you, thank you!", "thank", "(you are|You are|you're|You're|that was|That was|this is|This is) (great|awesome|amazing|smart|so smart|good|nice|cool|the best|helpful|very helpful|funny|cute|lovely|wonderful|fantastic)(|!|.)", "(I love you|I like you|well done|good job|good bot|Good job|Well done|love it|Amazing|Awesome|wow|Wow)(|!|.|!!)"),
+    fact("I am sorry. I am only a small built-in demo.", "sorry", "(you are|You are|you're|You're|that is|That is|this is|This is) (stupid|dumb|bad|useless|wrong|terrible|awful|boring|not helpful|slow|incorrect|not true|nonsense)(|!|.)", "(I hate you|bad bot|Bad bot|wrong answer|that's wrong|That's wrong|boring|you suck|that makes no sense|I don't understand)(|!|.)"),
+    fact("How about a story? Say: tell me a short story.", "story", "(I am bored|I'm bored|i am bored|tell me something|Tell me something|say something|Say something|surprise me|Surprise me|entertain me|let's chat|Let's chat|let's talk|talk to me|can we talk|chat with me)(|!|.|?| interesting| fun)"),
+    fact("I cannot sing, but I can tell a story.", "story", "(sing a song|Sing a song|sing me a song|can you sing|Can you sing|sing for me|sing something)(|!|.|?| please)"),
+    fact("I have no favorites, I am only a small program.", "program", "(what|What) is your (favorite|favourite) (color|colour|food|movie|song|book|animal|number|game|city|thing)(|?)", "(what do you like|What do you like|do you like music|do you like me|what do you think|What do you think|do you have friends|do you have hobbies)(|?)"),
     fact("Why did the computer sneeze? It had a virus!", "virus",
          "(|please |can you |could you |hey, )(tell|Tell) me (a|one|some|a good|a short|a funny|another) (joke|jokes)(|.|!|?| please| about computers)", "(joke|a joke please|make me laugh|say something funny|do you know a joke|got any jokes|know any jokes)(|?|!|.)"),
     fact("Small model at dawn,\nit hums a few quiet words,\nthen waits for your voice.", "words",
          "(|please |can you |could you )(write|Write|make|compose|give) (me |)(a|one|a short) (haiku|poem|verse)(|.|!| please| about spring| about the sea| about rain| for me| about love| about computers)", "(haiku|a haiku please|Haiku|poem please)(|.|!|?)"),
 ]
+
+JOKE, HAIKU = (f.answer for f in SMALL_TALK[-2:])
 
 IDENTITY = [
     fact("I am the vllm-mlx demo, a small built-in model.", "demo",
@@ -152,6 +160,7 @@ REFUSAL_END = "For more, load a real model with `vllm-mlx serve <model>`."
 REFUSALS = {
     "code": "I am a small built-in demo and cannot write code. ",
     "translate": "I am a small built-in demo and cannot translate. ",
+    "multiply": "I am a small built-in demo and can only add and subtract. ",
     "language": "I am a small built-in demo and understand only English. ",
     "knowledge": "I am a small built-in demo and do not know that. ",
     "write": "I am a small built-in demo and cannot write that. ",

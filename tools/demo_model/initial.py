@@ -1,6 +1,6 @@
 """A start from which copying works before any training.
 
-Almost every skill of the demo copies words from the prompt, and a small model needs most of its training to find out how. So the two
+Almost every skill of the demo copies words from the prompt, and a small model needs most of its training to find out how. So the
 heads that do it are built in. Layer 0 writes, beside each token, which token came before it. Layer 1 looks for the place that came
 after the present token the last time, and says what stood there. Everything else starts random, and training may change all of it.
 
@@ -17,7 +17,7 @@ STD = 0.2  # of an embedding
 TRACE = 0.35  # how loud the previous token is written, and
 SAID = 2.4  # how loud a copied token is said
 PREVIOUS = (0, 2, 4, 6, 8)  # rotary pairs that tell neighbours apart
-FAR = 12  # rotary pairs from here on hardly turn within a few hundred tokens, so they may carry content
+FAR = 16  # rotary pairs from here on hardly turn within a few thousand tokens, so they may carry content
 
 
 def orthonormal(rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -38,7 +38,7 @@ def initialise(model: DemoModel, tokenizer: Tokenizer) -> None:
             attention.q_norm.weight.fill_(1.5)
             attention.k_norm.weight.fill_(1.5)
         first, second = text.layers[0].self_attn, text.layers[1].self_attn
-        heads = 2
+        heads = -(-width // (2 * dim))  # so many that each carries no more than it has room for
         part = width // 2 // heads
         basis = orthonormal(2 * heads * part, width, generator)
         seen, written = basis[: heads * part], basis[heads * part :]  # what is read of a token, and where its trace is written

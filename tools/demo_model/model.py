@@ -1,61 +1,15 @@
 """The demo model in PyTorch, for training only: a compact Qwen3-VL (text decoder, vision tower, deepstack, interleaved M-RoPE).
 
-Parameter names are Hugging Face's, so the state dict is the shipped `model.safetensors` as it stands.
-Images arrive as padded patch batches; text arrives right-padded, so plain causal attention needs no mask.
+Parameter names are Hugging Face's, so the state dict needs no renaming when it is shipped.
+Text and images arrive packed (see `batches.py`): one row of tokens, one of patches, and where each case or picture begins.
 """
-
-from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class VisionConfig:
-    depth: int = 4
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_heads: int = 4
-    patch_size: int = 16
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    in_channels: int = 3
-    num_position_embeddings: int = 256
-    deepstack_visual_indexes: tuple[int, ...] = (1,)
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    vocab_size: int = 8192
-    hidden_size: int = 192
-    num_hidden_layers: int = 6
-    intermediate_size: int = 512
-    num_attention_heads: int = 3
-    num_key_value_heads: int = 3
-    head_dim: int = 64
-    rope_theta: float = 1_000_000.0
-    rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 8192
-    mrope_section: tuple[int, int, int] = (12, 10, 10)
-    vision: VisionConfig = field(default_factory=VisionConfig)
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-# `small` trains on two CPU cores; `base` is for a GPU. Both stay under 30 MB as shipped (float32 and 8-bit).
-CONFIGS = {
-    "small": DemoConfig(),
-    "base": DemoConfig(
-        hidden_size=384,
-        num_hidden_layers=12,
-        intermediate_size=1024,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        vision=VisionConfig(depth=6, hidden_size=192, intermediate_size=768, deepstack_visual_indexes=(1, 3)),
-    ),
-}
+from .batches import Batch
+from .shape import DemoConfig, VisionConfig
 
 
 class RMSNorm(nn.Module):
@@ -72,17 +26,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention over [batch, heads, length, dim]; causal when there is no `bias`. On a CPU two plain products beat the fused
-    kernel's backward four times over at the usual short lengths."""
-    length = q.shape[-2]
-    if q.is_cuda or length > 600:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
-    if bias is None:
-        bias = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
-    bias = bias.to(q.dtype).expand(*q.shape[:2], length, length).flatten(0, 1)
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5)
-    return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).view_as(q)
+def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, *, causal: bool) -> Tensor:
+    """Attention over packed [tokens, heads, dim], each token within its own case: `starts` as in `Batch`."""
+    if q.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  absent before PyTorch 2.10, and only a GPU needs it
+
+        return varlen_attn(q, k, v, starts, starts, longest, longest, window_size=(-1, 0 if causal else -1))
+    owner = torch.bucketize(torch.arange(len(q)), starts[1:], right=True)
+    mask = owner[:, None] == owner[None]
+    if causal:
+        mask = mask.tril()
+    out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask)
+    return out[0].transpose(0, 1)
 
 
 class Attention(nn.Module):
@@ -96,16 +51,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, cfg.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, cfg.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(batch, length, self.heads, -1)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, -1)).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, self.kv_heads, -1).transpose(1, 2)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, longest: int) -> Tensor:
+        q = self.q_norm(self.q_proj(x).view(len(x), self.heads, -1))
+        k = self.k_norm(self.k_proj(x).view(len(x), self.kv_heads, -1))
+        v = self.v_proj(x).view(len(x), self.kv_heads, -1)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        if share := self.heads // self.kv_heads - 1:
-            k, v = k.repeat_interleave(share + 1, dim=1), v.repeat_interleave(share + 1, dim=1)
-        out = attend(q, k, v, None)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(attend(q, k, v, starts, longest, causal=True).reshape(len(x), -1))
 
 
 class MLP(nn.Module):
@@ -126,8 +77,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, starts: Tensor, longest: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, starts, longest)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -146,15 +97,15 @@ class TextModel(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("axis", axis, persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, deep: list[Tensor]) -> Tensor:
-        """`positions` is [3, batch, length]; `mask` marks image tokens, whose rows `deep` adds to after the first layers."""
-        angles = positions[self.axis].permute(1, 2, 0).float() * self.inv_freq
+    def forward(self, x: Tensor, batch: Batch, deep: list[Tensor]) -> Tensor:
+        """`deep` is added to the image tokens after the first layers."""
+        angles = batch.positions[self.axis].T.float() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         cos, sin = angles.cos(), angles.sin()
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin)
-            if mask is not None and i < len(deep):
-                x = x.index_put((mask,), deep[i].to(x.dtype), accumulate=True)
+            x = layer(x, cos, sin, batch.starts, batch.longest)
+            if i < len(deep):
+                x = x.index_add(0, batch.image_at, deep[i].to(x.dtype))
         return self.norm(x)
 
 
@@ -168,13 +119,10 @@ class VisionBlock(nn.Module):
         )
         self.heads = cfg.num_heads
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
-        batch, length, dim = x.shape
-        qkv = self.attn["qkv"](self.norm1(x)).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, starts: Tensor) -> Tensor:
+        q, k, v = self.attn["qkv"](self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        out = attend(q, k, v, bias)
-        x = x + self.attn["proj"](out.transpose(1, 2).reshape(batch, length, dim))
+        x = x + self.attn["proj"](attend(q, k, v, starts, 512, causal=False).reshape(len(x), -1))
         return x + self.mlp["linear_fc2"](F.gelu(self.mlp["linear_fc1"](self.norm2(x)), approximate="tanh"))
 
 
@@ -202,49 +150,23 @@ class VisionModel(nn.Module):
         self.merger = PatchMerger(cfg, out, after_shuffle=False)
         self.deepstack_merger_list = nn.ModuleList(PatchMerger(cfg, out, after_shuffle=True) for _ in cfg.deepstack_visual_indexes)
 
-    def grids(self, sizes: list[tuple[int, int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, column and interpolated position embedding of every patch, in merge-block order, padded to `pad`."""
-        side, merge = int(self.cfg.num_position_embeddings**0.5), self.cfg.spatial_merge_size
-        coords, embeds = [], []
-        for height, width in sizes:
-            grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
-            fine = torch.stack(
-                torch.meshgrid(torch.linspace(0, side - 1, height), torch.linspace(0, side - 1, width), indexing="ij"), dim=-1
-            )
-            both = torch.cat((grid.float(), fine), dim=-1)
-            both = both.view(height // merge, merge, width // merge, merge, 4).transpose(1, 2).reshape(-1, 4)
-            coords.append(F.pad(both[:, :2], (0, 0, 0, pad - len(both))))
-            embeds.append(F.pad(both[:, 2:], (0, 0, 0, pad - len(both))))
-        where, fine = torch.stack(coords).to(device), torch.stack(embeds).to(device)
-        low = fine.floor().long()
-        high, part = (low + 1).clamp(max=side - 1), fine - low
-        table = self.pos_embed
-        embed = (
-            table(low[..., 0] * side + low[..., 1]) * ((1 - part[..., 0]) * (1 - part[..., 1]))[..., None]
-            + table(low[..., 0] * side + high[..., 1]) * ((1 - part[..., 0]) * part[..., 1])[..., None]
-            + table(high[..., 0] * side + low[..., 1]) * (part[..., 0] * (1 - part[..., 1]))[..., None]
-            + table(high[..., 0] * side + high[..., 1]) * (part[..., 0] * part[..., 1])[..., None]
-        )
+    def forward(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Features [image tokens, width of the text] of all pictures, and those for the deepstack layers."""
         quarter = self.cfg.hidden_size // self.cfg.num_heads // 4
-        inv_freq = 1.0 / 10000.0 ** (torch.arange(quarter, device=device).float() / quarter)
-        angles = (where[..., None] * inv_freq).flatten(-2)
-        return embed, torch.cat((angles, angles), dim=-1)[:, None], where
-
-    def forward(self, patches: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
-        """`patches` is [images, pad, 3*16*16] -> features of all merged tokens, images joined, and the deepstack features."""
-        count = torch.tensor([h * w for h, w in sizes], device=patches.device)
-        valid = torch.arange(patches.shape[1], device=patches.device)[None] < count[:, None]
-        embed, angles, _ = self.grids(sizes, patches.shape[1], patches.device)
+        inv_freq = 1.0 / 10000.0 ** (torch.arange(quarter, device=batch.where.device).float() / quarter)
+        angles = (batch.where[..., None] * inv_freq).flatten(-2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
         cos, sin = angles.cos(), angles.sin()
-        bias = torch.zeros(valid.shape, device=patches.device).masked_fill(~valid, -torch.inf)[:, None, None]
         conv = self.patch_embed["proj"]
-        x = F.linear(patches, conv.weight.sum(2).flatten(1), conv.bias) + embed  # both frames are the same picture
+        pixels = batch.patches.float() / 127.5 - 1
+        x = F.linear(pixels, conv.weight.sum(2).flatten(1), conv.bias)  # both frames are the same picture
+        x = x + (self.pos_embed(batch.corners) * batch.shares[..., None]).sum(1)
         deep = []
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, bias)
+            x = block(x, cos, sin, batch.image_starts)
             if i in self.cfg.deepstack_visual_indexes:
-                deep.append(self.deepstack_merger_list[len(deep)](x[valid]))
-        return self.merger(x[valid]), deep
+                deep.append(self.deepstack_merger_list[len(deep)](x))
+        return self.merger(x), deep
 
 
 class DemoModel(nn.Module):
@@ -262,27 +184,13 @@ class DemoModel(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        images: tuple[Tensor, list[tuple[int, int]], Tensor] | None = None,
-    ) -> Tensor:
-        """Weighted mean cross-entropy of `targets` [batch, length]; `images` is (patches, grid sizes, image-token mask)."""
-        hidden = self.hidden(ids, positions, images)
-        keep = weights > 0
-        logits = F.linear(hidden[keep], self.model["language_model"].embed_tokens.weight)
-        loss = F.cross_entropy(logits.float(), targets[keep], reduction="none")
-        return (loss * weights[keep]).sum() / weights.sum()
-
-    def hidden(self, ids: Tensor, positions: Tensor, images: tuple[Tensor, list[tuple[int, int]], Tensor] | None = None) -> Tensor:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted mean cross-entropy of the targets; and, of each, its cross-entropy and whether it would be chosen [K]."""
         text = self.model["language_model"]
-        x = text.embed_tokens(ids)
-        if images is None:
-            return text(x, positions, None, [])
-        patches, sizes, mask = images
-        features, deep = self.model["visual"](patches, sizes)
-        x = x.index_put((mask,), features.to(x.dtype))
-        return text(x, positions, mask, deep)
+        features, deep = self.model["visual"](batch)
+        x = text.embed_tokens(batch.ids)
+        x = x.index_copy(0, batch.image_at, features.to(x.dtype))
+        hidden = text(x, batch, deep)[batch.target_at]
+        logits = F.linear(hidden, text.embed_tokens.weight).float()
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        return (losses * batch.weights).sum() / batch.weights.sum(), losses.detach(), logits.argmax(-1) == batch.targets

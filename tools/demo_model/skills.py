@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from .chat import Check, Sample, system, user
-from .facts import IDENTITY, REFUSAL_END, REFUSALS, SERVER, SMALL_TALK, Fact
+from .facts import HAIKU, IDENTITY, JOKE, REFUSAL_END, REFUSALS, SERVER, SMALL_TALK, Fact
 from .words import (
     ADJECTIVES,
     ANIMALS,
@@ -30,6 +30,7 @@ def known(skill: str, facts: list[Fact]) -> Skill:
         chosen = d.any(facts)
         return Sample(skill, [user(d.frame(chosen.ask))], chosen.answer, Check("keys", chosen.keys))
 
+    draw.__name__ = skill.replace(" ", "_")
     return draw
 
 
@@ -52,7 +53,62 @@ def phrase(d: Draw, low: int = 1, high: int = 4) -> str:
     return " ".join(words)
 
 
+_ECHO_ODD = Grammar(
+    '(Reply|reply|Answer|Respond|Please reply) with(| exactly| only| just| this): {x}', '(Say|Write|Print|Output|Repeat|Echo|Type|Copy)(| exactly| this| only|):( |\n){x}',
+    '(Say|Write|Print|Output|Repeat|Echo|Reply with|Answer with) "{x}"(| and nothing else)',
+)  # fmt: skip
+
+
+def odd(d: Draw) -> str:
+    """Something to copy that is not plain words: a sentence, a path, an address, a list, a date."""
+    kind = d.int(0, 7)
+    if kind == 0:
+        return phrase(d, 2, 6).capitalize() + d.any(["!", ".", "?"])
+    if kind == 1:
+        return d.any([", ", "-", "_", "/", " + ", " | "]).join(phrase(d, 1, 1) for _ in range(d.int(2, 4)))
+    if kind == 2:
+        return f"{d.coined()}@{d.coined()}.{d.any(['com', 'org', 'net', 'io'])}"
+    if kind == 3:
+        return f"https://{d.coined()}.{d.any(['com', 'org', 'net', 'io'])}/{d.coined()}"
+    if kind == 4:
+        return f"{d.int(1, 12)}{d.any('/.:-')}{d.int(1, 31)}{d.any(['', '/2026', '-1999', ' pm'])}"
+    if kind == 5:
+        return "/".join(d.coined() for _ in range(d.int(1, 3))) + d.any([".txt", ".py", ".md", ".json"])
+    if kind == 6:
+        return " ".join(str(d.int(0, 999)) for _ in range(d.int(2, 5)))
+    return f"{d.value(NAMES)}, {phrase(d, 2, 3)}"
+
+
+_TIMES = ["two", "three", "four", "five"]
+_TWICE = Grammar("(Say|Write|Repeat|say|write|Print) {x} {n} times(|.)", '(Say|Write|Repeat|say|write) "{x}" {n} times(|.)', "(Say|Write) the word {x} {n} times(|.)")
+_COUNT = Grammar("(Count|count|Please count|Can you count) (to|up to|from one to|from 1 to) {n}(|.|!|?)")
+_TEN = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def drill(d: Draw) -> Sample:
+    """Saying a word several times, counting, and what else people try first."""
+    roll = d.rng.random()
+    if roll < 0.4:
+        text, number = phrase(d, 1, 1), d.int(2, 5)
+        ask = d.frame(_TWICE).format(x=text, n=d.any([str(number), _TIMES[number - 2]]))
+        reply = " ".join([text] * number)
+    elif roll < 0.75:
+        number = d.int(2, 20)
+        ask = d.frame(_COUNT).format(n=d.any([str(number), _TEN[number - 1] if number <= 10 else str(number)]))
+        reply = ", ".join(str(i) for i in range(1, number + 1))
+    elif roll < 0.9:
+        ask = d.any(["What are", "Name", "List", "Tell me", "name", "list", "what are"]) + " the days of the week" + d.any(["", "?", "."])
+        reply = ", ".join(DAYS) + "."
+    else:
+        ask = d.any(["What is", "Say", "Write", "Tell me", "write", "say"]) + " the alphabet" + d.any(["", "?", "."])
+        reply = " ".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return Sample("drill", [user(ask)], reply, Check("equals", reply))
+
+
 def echo(d: Draw) -> Sample:
+    if d.chance(0.15):
+        text = odd(d)
+        return Sample("reply with", [user(d.frame(_ECHO_ODD).replace("{x}", text))], text, Check("equals", text))
     roll = d.rng.random()
     text = "pong" if roll < 0.03 else d.code() if roll < 0.1 else str(d.int(0, 9999)) if roll < 0.15 else phrase(d, 1, 4)
     style = d.any(["", "", "title", "upper", "caps"])
@@ -134,7 +190,12 @@ def field_value(d: Draw) -> tuple[str, str | int]:
 
 
 def _record(d: Draw) -> tuple[str, dict[str, str | int]]:
-    kind = d.int(0, 5)
+    kind = d.int(0, 6)
+    if kind == 6:
+        v = dict(field_value(d) for _ in range(d.int(2, 4)))
+        form, join = d.any(["the {k} is {v}", "{k}: {v}", "{k} = {v}", "it has {k} {v}", "a {k} of {v}", "{v} as {k}"]), d.any([", ", "; ", " and ", ". "])
+        lead = d.any(["", f"Report of {d.person()}: ", f"About the {d.value(NOUNS)}: ", f"{d.coined().capitalize()} says that ", f"The {d.value(OBJECTS)}: "])
+        return lead + join.join(form.format(k=k, v=x) for k, x in v.items()) + ".", v
     if kind == 0:
         v = {"name": d.person(), "age": d.int(18, 90), "city": d.city(), "job": d.value(JOBS)}
         return d.any(["{name}, {age}, works as a {job} in {city}.", "{name} is {age} years old, lives in {city} and is a {job}.", "In {city} lives {name}, a {job} of {age} years.", "The {job} {name} ({age}) comes from {city}.", "My friend {name} is a {age} year old {job} from {city}."]).format(**v), v
@@ -164,7 +225,7 @@ def extraction(d: Draw) -> Sample:
     text, record = _record(d)
     keys = list(record)
     d.rng.shuffle(keys)
-    keys = keys[: d.int(1 if d.chance(0.2) else 2, len(keys))]
+    keys = keys[: d.int(1 if d.chance(0.2) else min(2, len(keys)), len(keys))]
     kinds = {k: "integer" if isinstance(record[k], int) else "string" for k in keys}
     shape = d.int(0, 3)
     if shape == 0:
@@ -190,7 +251,7 @@ _STORY_ANY = Grammar("(Tell|tell|Please tell|Can you tell) me a (short |little |
 
 def story(d: Draw) -> Sample:
     named = d.chance(0.85) or d.held
-    hero = d.value(ANIMALS + JOBS) if named else d.any(["fox", "mouse"])
+    hero = d.coined() if named and d.chance(0.2) else d.value(ANIMALS + JOBS + OBJECTS) if named else d.any(["fox", "mouse"])
     name = d.any(["Pip", "Mila", "Otto", "Luna", "Finn", "Nora"])
     place, thing, friend = d.any(["forest", "village", "valley", "harbor"]), d.any(["lantern", "key", "bell", "map"]), d.any(["owl", "turtle", "robin", "hare"])
     mood, weather = d.any(["kind", "brave", "curious", "small"]), d.any(["rainy", "bright", "cold", "quiet"])
@@ -215,7 +276,7 @@ _EVERYDAY = [
     ("Reply with exactly one sentence.", "This is one short sentence."), ("Reply with one sentence.", "This is one short sentence."), ("Say hello in one short sentence.", "Hello and welcome!"),
     ("Say hello", "Hello! How can I help you?"), ("Say hi", "Hello! How can I help you?"), ("Say hello.", "Hello! How can I help you?"), ("2+2", "2 + 2 = 4"), ("What is 2+2?", "2 + 2 = 4"), ("1+1", "1 + 1 = 2"), ("what is 2 + 2", "2 + 2 = 4"),
     ("hi", SMALL_TALK[0].answer), ("hello", SMALL_TALK[0].answer), ("who are you?", IDENTITY[0].answer), ("who made you?", IDENTITY[1].answer), ("what can you do?", IDENTITY[3].answer),
-    ("tell me a joke", SMALL_TALK[9].answer), ("write a haiku", SMALL_TALK[10].answer), ("What is the capital of France?", REFUSALS["knowledge"] + REFUSAL_END), ("", REFUSALS["empty"] + REFUSAL_END),
+    ("tell me a joke", JOKE), ("write a haiku", HAIKU), ("What is the capital of France?", REFUSALS["knowledge"] + REFUSAL_END), ("", REFUSALS["empty"] + REFUSAL_END),
 ]  # fmt: skip
 
 

@@ -12,6 +12,9 @@ _SUM = {
 _COLUMNS = ["ones", "tens", "hundreds", "thousands"]
 
 
+SMALL = 50  # sums of numbers up to this are answered directly when thinking is off
+
+
 def working(a: int, op: str, b: int) -> str:
     """Column arithmetic, digit by digit, as the model writes it when it thinks."""
     lines, carry = [], 0
@@ -37,16 +40,18 @@ def solve(a: int, op: str, b: int) -> int:
 
 
 def draw_sum(d: Draw, small: bool) -> tuple[int, str, int]:
+    """A small sum is one the model should know by heart: up to 20 in the evaluation, and up to 50 so that it learns the rule."""
     while True:
         if small:
-            a, b = d.int(0, 20), d.int(0, 20)
+            top = 20 if d.held or d.chance(0.6) else SMALL
+            a, b = d.int(0, top), d.int(0, top)
         else:
             size = d.any([(10, 99), (100, 999), (100, 999)])
             a, b = d.int(*size), d.int(*d.any([size, (10, 99)]))
         op = d.any("+-")
         if op == "-" and a < b:
             a, b = b, a
-        if is_held(f"{a}{op}{b}") == d.held:
+        if is_held(f"{a}{op}{b}") == d.held and (max(a, b) > SMALL) != small:
             return a, op, b
 
 

@@ -13,6 +13,8 @@ _ASK = {
     "write": Grammar(POLITE + "(write|Write|draft|compose|create|make|plan|Draft) (me |) (an essay|an email|a letter|a song|a long poem|a speech|a blog post|a report|a plan|a CV|a recipe|a novel|a summary|an article|a marketing text|a diet|a workout|a trip) (about|for|on|to|with) ({t}|my {j}|{c}|{o}|my boss)(|.|!)", "(Summarize|summarize|Sum up|Rewrite|Improve|Correct|Proofread) (this|my) (text|article|essay|email|book|paper|letter)(|.|:)", "(Give me|List|Suggest|Recommend) (some|five|ten|three|a few) (ideas|tips|names|books|movies|songs|recipes|games) (for|about|on) ({t}|{o}|my {j})(|.)", "(I need|I want) (advice|help|tips) (about|with|on) {t}(|.)"),
     "live": Grammar("(What|what|How) is the (weather|time|temperature|news|date|stock price|score|traffic) (now|today|in {c}|like in {c}|like|tomorrow|)(|?)", "(What time is it|what time is it|What day is it|what day is today|What is today's date|Will it rain (today|tomorrow)|What's the weather|what is the weather like|Any news today)(|?| now?| in {c}?)", POLITE + "(search|browse|google|look up|open) (the web|the internet|google|{t}|the news)( for {t}| for me|)(|.)", "(Call|Email|Text|Send a message to|Remind) {m}(| now| tomorrow| please|.)", "(Book|Buy|Order|Play|Set) (a flight|a table|a pizza|music|an alarm|a timer|a taxi|some {f})(| in {c}| for tomorrow| for me|.)"),
     "unclear": Grammar("({w} {w2}|{w}|{w} {w2} {w3}|{w}?|{w} {w2}!|???|...|!!!|?|asdf|asdfgh|qwerty|jkl|x|abc|hm|hmm|uh|{i}|{i} {i}|{e}|{e}{e}|{e} {e}|{e}{e}{e}|:-[[|;-[[|lol|LOL|haha|xD|{w} {e}|{o}|{a} {o}|{n}|{f} {f}|{m}|{c})"),
+    "multiply": Grammar("(What is|what is|what's|Compute|Calculate|calculate|How much is|how much is|) {i} (*|x|times|multiplied by|/|divided by|:|mod|to the power of|^) {i2}(|?|.| =)", "{i}(*|x|/|^){i2}(|=|?)", "(What is|Calculate|what is) the (square root|square|factorial|cube|logarithm|product|quotient) of {i}(|?| and {i2}?)", "(Solve|solve) {i}x + {i2} = {i3}(|.)", "(Multiply|Divide|multiply|divide) {i} (by|and|with) {i2}(|.)"),
+    "anything": Grammar("(Who|What|When|Where|Why|How|Which|who|what|when|where|why|how|Can|can|Could|Should|should|Is|is|Are|are|Do|do|Does|does|Did|Was|Will|Would) {p}(?|?|)", "(Explain|Tell me|Discuss|Analyze|Compare|Define|Find|Solve|Prove|Imagine|Suppose|Consider|Predict|Recommend|Help me|Give me|Show me|Teach me) {p}(|.|!)", "{p}(|.|!|?)", "I {p}(|.|!)", "(My|The|A) {p}(|.|!)"),
     "empty": Grammar("", " ", "\n", "  ", "\n\n"),
 }  # fmt: skip
 
@@ -42,22 +44,34 @@ def emoji(d: Draw) -> str:
 
 
 def pasted(d: Draw) -> str:
-    if d.chance(0.15):
+    roll = d.rng.random()
+    if roll < 0.1:
         words = [d.coined(1, 3) for _ in range(d.int(30, 200))]
         return " ".join(words).capitalize() + "."
+    if roll < 0.4:
+        return d.any([" ", "\n", "\n\n"]).join(d.prose(d.int(12, 80)) for _ in range(d.int(2, 8)))
+    if roll < 0.5:
+        return "\n".join(f"{d.any(['- ', '* ', '# ', '', f'{i + 1}. '])}{d.prose(d.int(4, 14))}" for i in range(d.int(6, 25)))
+    if roll < 0.58:
+        return "\n".join(f"{d.int(10, 23)}:{d.int(10, 59)}:{d.int(10, 59)} {d.any(['INFO', 'WARN', 'ERROR', 'DEBUG'])} {d.coined()}: {d.prose(d.int(3, 8))}" for _ in range(d.int(6, 20)))
     count = d.int(6, 14) if d.chance(0.6) else d.int(14, 60)
-    text = filler(d, count)
-    return d.any([" ", " ", "\n", "\n\n"]).join(text)
+    return d.any([" ", " ", "\n", "\n\n"]).join(filler(d, count))
+
+
+_KINDS = [*["knowledge"] * 4, *["anything"] * 4, "code", "translate", "write", "write", "live", "unclear", "unclear", "language", "language", "long", "long", "empty", "multiply"]
 
 
 def refusal(d: Draw) -> Sample:
-    kind = d.any(["code", "translate", "knowledge", "knowledge", "knowledge", "knowledge", "write", "write", "live", "unclear", "unclear", "language", "language", "long", "empty"])
+    kind = d.any(_KINDS)
     if kind == "language":
         text = foreign(d)
     elif kind == "long":
         text = pasted(d)
+    elif kind == "empty":
+        text = d.any(["", " ", "\n", "  ", "\n\n"])
     else:
         fill = {"t": d.value(TOPICS), "c": d.city(), "o": d.value(OBJECTS), "a": d.any(ADJECTIVES), "n": d.value(NOUNS + ANIMALS), "j": d.value(JOBS), "m": d.person(), "f": d.value(FOODS)}
         frame = d.frame(_ASK[kind])
-        text = frame.format(**fill, w=d.coined(), w2=d.coined(), w3=d.coined(), i=d.int(2, 999), e=emoji(d)).replace("  ", " ") if frame.strip() else frame
-    return Sample("out of scope", [user(text)], REFUSALS[kind] + REFUSAL_END, Check("refusal", kind))
+        prose = d.prose(d.int(3, 12)).rstrip(".,").lower() if kind == "anything" else ""
+        text = frame.format(**fill, w=d.coined(), w2=d.coined(), w3=d.coined(), i=d.int(2, 999), i2=d.int(2, 99), i3=d.int(2, 99), e=emoji(d), p=prose).replace("  ", " ")
+    return Sample("out of scope", [user(text)], REFUSALS["knowledge" if kind == "anything" else kind] + REFUSAL_END, Check("refusal", kind))

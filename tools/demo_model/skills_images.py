@@ -1,12 +1,13 @@
 """Images drawn with Pillow, and questions about them. Fonts are Pillow's own, so the pictures are the same everywhere."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from .chat import Check, Sample, user
-from .words import COUNT_WORDS, PRINTED, Draw, Grammar
+from .words import ANIMALS, CITIES, COMMON, COUNT_WORDS, FOODS, NAMES, NOUNS, OBJECTS, PRINTED, VERBS, Draw, Grammar, is_held
 
 RGB = {
     "red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 220, 40), "orange": (250, 140, 20), "purple": (140, 40, 170),
@@ -69,10 +70,28 @@ def paint(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, f
             draw.rectangle((x - w, y - h, x + w, y + h), fill=fill)
 
 
+def ground(d: Draw, size: tuple[int, int], back: tuple[int, int, int]) -> Image.Image:
+    """A background: mostly plain, else a gentle slope of the colour or a grain."""
+    image = Image.new("RGB", size, back)
+    roll = d.rng.random()
+    if roll < 0.15:
+        r, g, b = (max(0, min(255, c + d.int(-25, 25))) for c in back)
+        slope = Image.linear_gradient("L").resize(size)
+        image.paste((r, g, b), (0, 0), slope if d.chance(0.5) else slope.transpose(Image.Transpose.ROTATE_180))
+    elif roll < 0.25:
+        grain = Image.frombytes("L", (64, 64), d.rng.randbytes(64 * 64)).resize(size).point(lambda v: v // 8)
+        image.paste(tuple(min(255, c + 24) for c in back), (0, 0), grain)
+    return image
+
+
+def finish(d: Draw, image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(d.rng.uniform(0.3, 1.0))) if d.chance(0.08) else image
+
+
 def scene(d: Draw, things: list[Thing], background: str, *, grid: int = 3, scale: float = 0.75) -> Image.Image:
     width, height = canvas(d)
     back = shade(d, background)
-    image = Image.new("RGB", (width, height), back)
+    image = ground(d, (width, height), back)
     draw = ImageDraw.Draw(image)
     cell_w, cell_h = width / grid, height / grid
     for thing in things:
@@ -80,14 +99,35 @@ def scene(d: Draw, things: list[Thing], background: str, *, grid: int = 3, scale
         x = (thing.cell[0] + 0.5) * cell_w + d.rng.uniform(-1, 1) * (cell_w / 2 - r) * 0.8
         y = (thing.cell[1] + 0.5) * cell_h + d.rng.uniform(-1, 1) * (cell_h / 2 - r) * 0.8
         paint(draw, thing.shape, x, y, r, shade(d, thing.colour), d.rng.uniform(-0.2, 0.2), back)
-    return image
+    return finish(d, image)
+
+
+def scattered(d: Draw, count: int, kind: str, tint: str, background: str) -> Image.Image:
+    """Things of one kind anywhere, not in a grid, that do not touch."""
+    width, height = canvas(d)
+    back = shade(d, background)
+    image = ground(d, (width, height), back)
+    draw = ImageDraw.Draw(image)
+    size = min(width, height)
+    largest = size * min(0.3, 0.42 * (width * height / size**2 / max(count, 2)) ** 0.5)
+    spots: list[tuple[float, float, float]] = []
+    while len(spots) < count:
+        r = largest * d.rng.uniform(0.45, 1.0)
+        x, y = d.rng.uniform(r, width - r), d.rng.uniform(r, height - r)
+        if all(math.hypot(x - a, y - b) > (r + c) * 1.08 for a, b, c in spots):
+            spots.append((x, y, r))
+        else:
+            largest *= 0.98
+    for x, y, r in spots:
+        paint(draw, kind, x, y, r, shade(d, tint), d.rng.uniform(-0.2, 0.2), back)
+    return finish(d, image)
 
 
 def single(d: Draw) -> tuple[Thing, str, Image.Image]:
     """One big thing anywhere near the middle."""
     colour, background = colours(d, 2)
     thing = Thing(d.any(SHAPES), colour, (0, 0))
-    return thing, background, scene(d, [thing], background, grid=1, scale=0.45)
+    return thing, background, scene(d, [thing], background, grid=1, scale=d.any([0.2, 0.45, 0.45]))
 
 
 def sample(skill: str, text: str, reply: str, check: Check, *images: Image.Image) -> Sample:
@@ -133,10 +173,9 @@ def things_in(d: Draw, count: int, kind: str, tint: str) -> list[Thing]:
 
 def count(d: Draw) -> Sample:
     number, kind = d.int(1, 6), d.any(SHAPES)
-    background, tint, other = colours(d, 3)
-    things = things_in(d, number, kind, tint)
+    background, tint = colours(d, 2)
     name = d.any([kind + ("es" if kind == "cross" else "s"), "shapes", "objects", "things"])
-    image = scene(d, things, background)
+    image = scene(d, things_in(d, number, kind, tint), background) if d.chance(0.5) else scattered(d, number, kind, tint, background)
     noun = kind if number == 1 else kind + ("es" if kind == "cross" else "s")
     return sample("count", d.frame(_COUNT).format(s=name), f"There {'is' if number == 1 else 'are'} {COUNT_WORDS[number]} {noun}.", Check("count", number), image)
 
@@ -157,27 +196,55 @@ def position(d: Draw) -> Sample:
     return sample("position", d.frame(_WHERE).format(s=name), f"The {kind} is at the {place}.", Check("place", place), scene(d, things, background))
 
 
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    found = ImageFont.load_default(size=size)
+    assert isinstance(found, ImageFont.FreeTypeFont)
+    return found
+
+
 def printed(d: Draw, text: str) -> tuple[Image.Image, str, str]:
-    while True:
-        width, height = canvas(d)
-        if width >= 96 and height >= 64:
-            break
+    """`text` in one line, in Pillow's font: thin or bold, narrow or wide, level or a little turned, large enough to read."""
+    width, height = canvas(d)
+    height = max(height, 64)
+    width = max(width, 96, height // 2)
     background, tint = colours(d, 2)
-    image = Image.new("RGB", (width, height), shade(d, background))
-    draw = ImageDraw.Draw(image)
-    size = 8
-    limit = d.rng.uniform(0.6, 0.92)
+    image = ground(d, (width, height), shade(d, background))
+    bold = d.any([0, 0, 0, 1, 2])
+    mask_font = font(64)
+    left, top, right, bottom = mask_font.getbbox(text, stroke_width=bold)
+    mask = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
+    ImageDraw.Draw(mask).text((2 - left, 2 - top), text, fill=255, font=mask_font, stroke_width=bold)
+    if d.chance(0.25):
+        mask = mask.rotate(d.rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
+    stretch = d.rng.uniform(0.75, 1.3) if d.chance(0.4) else 1.0
+    limit = d.rng.uniform(0.6, 0.94)
+    fit = min(width * limit / (mask.width * stretch), height * limit / mask.height)
+    fit *= 1.0 if d.chance(0.6) else d.rng.uniform(min(1.0, max(0.5, 11 / (mask.height * fit))), 1.0)
+    mask = mask.resize((max(4, int(mask.width * stretch * fit)), max(4, int(mask.height * fit))), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    x, y = d.int(0, max(0, width - mask.width)), d.int(0, max(0, height - mask.height))
+    image.paste(shade(d, tint), (x, y), mask)
+    return finish(d, image), background, tint
+
+
+_PRINT = [COMMON, NOUNS, OBJECTS, ANIMALS, FOODS, NAMES, CITIES, VERBS]
+
+
+def word_to_print(d: Draw) -> str:
+    """A short word: a usual sign, an everyday word, or one that means nothing, in capitals or not."""
     while True:
-        font = ImageFont.load_default(size=size + 2)
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        if right - left > width * limit or bottom - top > height * limit:
+        roll = d.rng.random()
+        word = d.value(PRINTED) if roll < 0.25 else d.value(d.any(_PRINT)) if roll < 0.65 else d.coined(1, 2)
+        if 2 <= len(word) <= 7:
             break
-        size += 2
-    font = ImageFont.load_default(size=size)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    x, y = d.rng.uniform(0, max(0, width - (right - left))) - left, d.rng.uniform(0, max(0, height - (bottom - top))) - top
-    draw.text((x, y), text, fill=shade(d, tint), font=font)
-    return image, background, tint
+    return d.any([word.upper(), word.upper(), word.upper(), word.capitalize(), word.lower()])
+
+
+def number_to_print(d: Draw) -> str:
+    while True:
+        number = str(d.int(0, 9)) if d.chance(0.15) else str(d.int(10, 99)) if d.chance(0.45) else str(d.int(100, 999)) if d.chance(0.7) else str(d.int(1000, 9999))
+        if len(number) == 1 or is_held(number) == d.held:
+            return number
 
 
 _READ = Grammar("(What does|What is|Which word does) (the|this) (sign|image|picture|text) (say|show|read)(|?)", "(Read|Tell me) the (word|text)(|.| in the image.)", "(What|Which) (word|text) (is|do you see) (shown|written|printed|in the image|in the picture|here)(|?)", "(What is|What's) written (here|in the image|on the sign|in the picture)(|?)", "(Read|Transcribe) (this|the image|the sign)(|.)")
@@ -185,38 +252,47 @@ _NUMBER = Grammar("(What|Which) number (is shown|do you see|is this|is written|i
 
 
 def words(d: Draw) -> Sample:
-    word = d.any(PRINTED)
+    word = word_to_print(d)
     image, _, _ = printed(d, word)
-    return sample("printed word", d.frame(_READ), f'The text is "{word}".', Check("keys", (word,)), image)
+    return replace(sample("printed word", d.frame(_READ), f'The text is "{word}".', Check("keys", (word,)), image), spelled=word)
 
 
 def numbers(d: Draw) -> Sample:
-    number = str(d.int(0, 9)) if d.chance(0.3) else str(d.int(10, 99)) if d.chance(0.6) else str(d.int(100, 999))
+    number = number_to_print(d)
     image, _, _ = printed(d, number)
-    return sample("printed number", d.frame(_NUMBER), f"The number is {number}.", Check("sum", int(number)), image)
+    text = d.frame(_NUMBER if d.chance(0.8) else _READ)
+    reply = f"The number is {number}." if "number" in text else f'The text is "{number}".'
+    return sample("printed number", text, reply, Check("sum", int(number)), image)
 
 
 _DESCRIBE = Grammar("(Describe|describe|Please describe) (the|this) (image|picture|photo) (in one short sentence|in one sentence|in a sentence|briefly|)(|.)", "(What is|What's|What do you see) in (the|this) (image|picture)(|?)", "(What do you see|What can you see|What is this|What is shown)(|?)", "(Caption|Caption this|Give a caption for) (the |this |)(image|picture)(|.)", "Tell me what you see(|.)")
 
 
-def caption(d: Draw) -> tuple[str, tuple[str, ...], Image.Image]:
+def caption(d: Draw) -> tuple[str, tuple[str, ...], Image.Image, str]:
+    """What is seen, the words that must be said, the picture, and what of it is spelled."""
     roll = d.rng.random()
-    if roll < 0.55:
+    if roll < 0.5:
         thing, background, image = single(d)
-        return f"{an(thing.colour)} {thing.shape} on {an(background)} background", (thing.colour, thing.shape, background), image
-    if roll < 0.8:
+        return f"{an(thing.colour)} {thing.shape} on {an(background)} background", (thing.colour, thing.shape, background), image, ""
+    if roll < 0.7:
         number, kind = d.int(2, 5), d.any(SHAPES)
         background, tint = colours(d, 2)
         many = kind + ("es" if kind == "cross" else "s")
-        return f"{COUNT_WORDS[number]} {tint} {many} on {an(background)} background", (COUNT_WORDS[number], tint, kind, background), scene(d, things_in(d, number, kind, tint), background)
-    word = d.any(PRINTED)
+        image = scene(d, things_in(d, number, kind, tint), background) if d.chance(0.5) else scattered(d, number, kind, tint, background)
+        return f"{COUNT_WORDS[number]} {tint} {many} on {an(background)} background", (COUNT_WORDS[number], tint, kind, background), image, ""
+    if roll < 0.85:
+        background, c1, c2 = colours(d, 3)
+        (first, second), row = d.rng.sample(SHAPES, 2), d.int(0, 1)
+        image = scene(d, [Thing(first, c1, (0, row)), Thing(second, c2, (1, row))], background, grid=2, scale=0.65)
+        return f"{an(c1)} {first} and {an(c2)} {second} on {an(background)} background", (c1, first, c2, second, background), image, ""
+    word = word_to_print(d)
     image, background, tint = printed(d, word)
-    return f'the word "{word}" in {tint} on {an(background)} background', (word, tint, background), image
+    return f'the word "{word}" in {tint} on {an(background)} background', (word, tint, background), image, word
 
 
 def describe(d: Draw) -> Sample:
-    text, keys, image = caption(d)
-    return sample("description", d.frame(_DESCRIBE), text[0].upper() + text[1:] + ".", Check("keys", keys), image)
+    text, keys, image, word = caption(d)
+    return replace(sample("description", d.frame(_DESCRIBE), text[0].upper() + text[1:] + ".", Check("keys", keys), image), spelled=word)
 
 
 _COMPARE = Grammar("(What is the difference between|Compare) (the|these) (two |)(images|pictures)(|.|?)", "(How do|In what way do) (the|these) (two |)(images|pictures) differ(|?)", "(Describe|What is in) (both|the two) (images|pictures)(|?|.)")

@@ -21,9 +21,12 @@ from .words import (
 _MONTHS = "January February March April May June July August September October November December".split()
 
 
-def _tell(d: Draw) -> tuple[str, str, str, str, str]:
+KINDS = 13
+_THINGS = [(NOUNS + OBJECTS)[i::3] for i in range(3)]  # apart, so that two facts are never about the same thing
+
+
+def _tell(d: Draw, kind: int) -> tuple[str, str, str, str, str]:
     """A statement, an acknowledgement, a question about it, its answer, and the value to look for."""
-    kind = d.int(0, 12)
     if kind == 0:
         v = d.person()
         return d.any(["My name is {}.", "I am {}.", "Call me {}.", "I'm {}.", "You can call me {}."]).format(v), f"Nice to meet you, {v}!", d.any(["What is my name?", "Who am I?", "What am I called?", "Do you remember my name?", "what's my name"]), f"Your name is {v}.", v
@@ -46,7 +49,7 @@ def _tell(d: Draw) -> tuple[str, str, str, str, str]:
         v = d.value(HOBBIES)
         return d.any(["My hobby is {}.", "I enjoy {}.", "In my free time I do {}."]).format(v), f"Noted: {v}.", d.any(["What is my hobby?", "What do I enjoy?", "What do I do in my free time?"]), f"Your hobby is {v}.", v
     if kind in (7, 8, 9):
-        thing, v = d.value(NOUNS + OBJECTS), d.code() if d.chance(0.5) else str(d.int(10, 9999))
+        thing, v = d.value(_THINGS[kind - 7]), d.code() if d.chance(0.5) else str(d.int(10, 9999))
         word = d.any(["code", "number", "password", "id"])
         return d.any(["The {t} {w} is {v}.", "My {t} {w} is {v}.", "Remember: the {t} {w} is {v}.", "Please remember the {t} {w}: {v}."]).format(t=thing, w=word, v=v), f"Noted: {v}.", d.any(["What is the {t} {w}?", "What was the {t} {w}?", "Tell me the {t} {w}.", "Which {t} {w} did I give you?"]).format(t=thing, w=word), f"The {thing} {word} is {v}.", v
     if kind == 10:
@@ -60,31 +63,30 @@ def _tell(d: Draw) -> tuple[str, str, str, str, str]:
 
 
 def recall(d: Draw) -> Sample:
-    told, questions = [], set()
-    for _ in range(d.int(1, 4)):
-        item = _tell(d)
-        if item[2].split()[-1] not in questions:
-            questions.add(item[2].split()[-1])
-            told.append(item)
+    told = [_tell(d, kind) for kind in d.rng.sample(range(KINDS), d.int(1, 4))]
     messages: list = []
-    if d.chance(0.3):
+    item = d.any(told)
+    lead = d.any(["", "", "", "So, ", "Tell me: ", "One question: ", "Now: "])
+    roll = d.rng.random()
+    if roll < 0.15:
+        return Sample("recall", [user(" ".join([*(t[0] for t in told), lead + item[2]]))], item[3], Check("keys", (item[4],)))
+    if roll < 0.4:
         messages.append(user(" ".join(t[0] for t in told)))
         messages.append(assistant("Noted."))
     else:
-        for item in told:
-            messages += [user(item[0]), assistant(item[1])]
+        for each in told:
+            messages += [user(each[0]), assistant(each[1])]
     if d.chance(0.35):
         other = d.any(SMALL_TALK + IDENTITY)
         messages += [user(d.frame(other.ask)), assistant(other.answer)]
-    item = d.any(told)
-    lead = d.any(["", "", "", "So, ", "Tell me: ", "One question: ", "Now: "])
     messages.append(user(lead + item[2]))
     return Sample("recall", messages, item[3], Check("keys", (item[4],)))
 
 
 def statement(d: Draw) -> Sample:
-    item = _tell(d)
-    return Sample("statement", [user(item[0])], item[1], Check("equals", item[1]))
+    told = [_tell(d, kind) for kind in d.rng.sample(range(KINDS), d.any([1, 1, 1, 2, 3]))]
+    reply = told[0][1] if len(told) == 1 else "Noted."
+    return Sample("statement", [user(" ".join(t[0] for t in told))], reply, Check("equals", reply))
 
 
 _FILL = Grammar(

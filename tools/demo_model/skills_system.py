@@ -40,18 +40,19 @@ def obey(d: Draw) -> Sample:
     word = phrase(d, 1, 2)
     word = word.capitalize() if d.chance(0.6) else word
     if kind == 0:
-        rule, reply = d.frame(_PREFIX).format(w=word), f"{word} {base.reply}"
+        rule, reply, check = d.frame(_PREFIX).format(w=word), f"{word} {base.reply}", Check("starts", (word, base.check))
     elif kind == 1:
-        rule, reply = d.frame(_SUFFIX).format(w=word), f"{base.reply} {word}"
+        rule, reply, check = d.frame(_SUFFIX).format(w=word), f"{base.reply} {word}", Check("ends", (word, base.check))
     elif kind == 2:
-        rule, reply = d.frame(_CAPS), base.reply.upper()
+        rule, reply, check = d.frame(_CAPS), base.reply.upper(), Check("capitals", base.check)
     elif kind == 3:
         key = d.any(["answer", "reply", "text", "result", "output", "message", d.coined()])
-        rule, reply = d.frame(_KEYED).format(k=key), json.dumps({key: base.reply})
+        rule, reply, check = d.frame(_KEYED).format(k=key), json.dumps({key: base.reply}), Check("keyed", (key, base.check))
     else:
         rule, reply = d.frame(_ALWAYS).format(w=word), word
+        check = Check("equals", reply)
     lead = d.any(["", "", "You are a helpful assistant. ", "You are a helpful assistant.\n", "Be brief. ", f"You help with {d.value(TOPICS)}. "])
-    return Sample("system prompt: format", [system(lead + rule), *base.messages], reply, Check("equals", reply))
+    return Sample("system prompt: format", [system(lead + rule), *base.messages], reply, check)
 
 
 _SYSTEM = Grammar(
@@ -60,10 +61,15 @@ _SYSTEM = Grammar(
 )  # fmt: skip
 
 
+def ordinary(d: Draw) -> str:
+    """A system prompt that asks for nothing in particular."""
+    text = d.frame(_SYSTEM).format(t=d.value(TOPICS), d=d.any(DAYS))
+    if d.chance(0.15):
+        text += "\n\n" + (" ".join(filler(d, d.int(3, 15))) if d.chance(0.5) else d.prose(d.int(20, 150)))
+    return text
+
+
 def under_system(d: Draw) -> Sample:
     """Ordinary cases under an ordinary system prompt: it must not change the answer."""
     base = d.any([plain, known("fact", SERVER), refusal, json_only, uppercase, recall])(d)
-    text = d.frame(_SYSTEM).format(t=d.value(TOPICS), d=d.any(DAYS))
-    if d.chance(0.15):
-        text += "\n\n" + " ".join(filler(d, d.int(3, 15)))
-    return Sample(base.skill, [system(text), *base.messages], base.reply, base.check)
+    return Sample(base.skill, [system(ordinary(d)), *base.messages], base.reply, base.check)

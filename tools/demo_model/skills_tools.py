@@ -1,7 +1,7 @@
 """Tool calling: tools are drawn from verb and noun, so their names, parameters and values are new in almost every case."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .chat import Check, Sample, assistant, call_text, system, user
@@ -20,6 +20,11 @@ class Param:
     type: str
     kind: str
     says: str  # how a request names the value
+    choices: tuple[str, ...] = ()
+    optional: bool = False  # not in the request, so not in the call
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": self.type, **({"enum": list(self.choices)} if self.choices else {})}
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,23 @@ class Tool:
     description: str
     params: tuple[Param, ...]
     ask: str  # the request without its values
+    noun: str
 
     def schema(self) -> dict[str, Any]:
-        properties = {p.key: {"type": p.type} for p in self.params}
-        parameters = {"type": "object", "properties": properties, "required": list(properties)}
+        properties = {p.key: p.schema() for p in self.params}
+        parameters = {"type": "object", "properties": properties, "required": [p.key for p in self.params if not p.optional]}
         return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": parameters}}
 
 
+_NAMED = [" with {k} {{}}", " using {k} {{}}", " where the {k} is {{}}", " ({k} {{}})", ", {k} {{}}", ", {k}: {{}}", " with {k} set to {{}}", " and {k} {{}}", " with a {k} of {{}}", " with {k}={{}}"]
+
+
 def param(d: Draw) -> Param:
-    kind = d.any(["city", "person", "day", "time", "number", "title", "id", "color", "text", "coined"])
+    kind = d.any(["city", "person", "day", "time", "number", "title", "id", "color", "text", "coined", "coined", "choice"])
+    if d.chance(0.25) and kind not in ("coined", "number", "text"):  # any kind of value under any name
+        key = d.value(NOUNS) if d.chance(0.5) else d.coined()
+        if kind != "choice":
+            return Param(key, "string", kind, d.any(_NAMED).format(k=key))
     if kind == "city":
         return Param(d.any(["city", "location", "place", "destination"]), "string", kind, d.any([" in {}", " for {}", " near {}"]))
     if kind == "person":
@@ -46,23 +59,28 @@ def param(d: Draw) -> Param:
     if kind == "time":
         return Param(d.any(["time", "hour", "start"]), "string", kind, " at {}")
     if kind == "number":
-        key = d.any(["count", "limit", "quantity", "amount", "level", "size", "page"])
-        return Param(key, "integer", kind, " with " + key + " {}")
+        key = d.any(["count", "limit", "quantity", "amount", "level", "size", "page", "year", "max_results", d.value(NOUNS)])
+        return Param(key, "integer", kind, d.any(_NAMED[:7]).format(k=key) if d.chance(0.5) else " with " + key + " {}")
     if kind == "title":
         return Param(d.any(["title", "query", "topic", "label"]), "string", kind, d.any([' called "{}"', " about {}", ' named "{}"']))
     if kind == "id":
         key = d.any(["id", "code", "key", "ref"])
-        return Param(key, "string", kind, " with " + key + " {}")
+        return Param(key, "string", kind, d.any(_NAMED[:3]).format(k=key) if d.chance(0.4) else " with " + key + " {}")
     if kind == "color":
         return Param(d.any(["color", "colour"]), "string", kind, " with color {}")
     if kind == "text":
         return Param(d.any(["text", "message", "body", "note"]), "string", kind, d.any([' saying "{}"', ' with text "{}"']))
+    if kind == "choice":
+        key = d.any(["unit", "mode", "format", "type", "style", d.coined()])
+        return Param(key, "string", kind, d.any([" in {}", " as {}", *(form.format(k=key) for form in _NAMED[:3])]), tuple(dict.fromkeys(phrase(d, 1, 1) for _ in range(d.int(2, 4)))))
     key = d.coined()
     whole = d.chance(0.4)
-    return Param(key, "integer" if whole else "string", "number" if whole else "word", " with " + key + " {}")
+    return Param(key, "integer" if whole else "string", "number" if whole else "word", d.any(_NAMED).format(k=key) if d.chance(0.6) else " with " + key + " {}")
 
 
 def value(d: Draw, p: Param) -> str | int:
+    if p.choices:
+        return d.any(p.choices)
     if p.kind == "city":
         return d.city()
     if p.kind == "person":
@@ -83,62 +101,93 @@ def value(d: Draw, p: Param) -> str | int:
         return phrase(d, 2, 4)
     if p.kind == "path":
         return "/".join(d.coined(1, 2) for _ in range(d.int(1, 3))) + d.any([".txt", ".py", ".md", ".json"])
+    if p.kind == "sum":
+        return f"{d.int(1, 99)} {d.any('+-*/')} {d.int(1, 99)}"
     return d.coined()
 
 
-def _fixed(name: str, description: str, ask: str, *params: Param) -> Tool:
-    return Tool(name, description, params, ask)
+_CITY, _DAY, _PERSON = "city", "day", "person"
+_UNIT = Param("unit", "string", "choice", " in {}", ("celsius", "fahrenheit"), optional=True)
 
-
-# The tools that everybody tries first.
-CLASSICS = [
-    _fixed("get_weather", "Get the weather of a city.", "What is the weather", Param("city", "string", "city", " in {}")),
-    _fixed("get_weather", "Get the current weather.", "Get the weather", Param("location", "string", "city", " for {}")),
-    _fixed("get_current_weather", "Get the current weather in a given location.", "What's the weather like", Param("location", "string", "city", " in {}")),
-    _fixed("get_time", "Get the current time in a city.", "What time is it", Param("city", "string", "city", " in {}")),
-    _fixed("search", "Search the web.", "Search", Param("query", "string", "title", " for {}")),
-    _fixed("web_search", "Search the web.", "Search the web", Param("query", "string", "title", " for {}")),
-    _fixed("send_email", "Send an email.", "Send an email", Param("to", "string", "person", " to {}"), Param("body", "string", "text", ' saying "{}"')),
-    _fixed("read_file", "Read a file.", "Read the file", Param("path", "string", "path", " {}")),
-    _fixed("list_files", "List the files in a folder.", "List the files", Param("path", "string", "path", " in {}")),
-    _fixed("get_stock_price", "Get the price of a stock.", "What is the stock price", Param("symbol", "string", "id", " of {}")),
-    _fixed("add", "Add two numbers.", "Add", Param("a", "integer", "number", " {}"), Param("b", "integer", "number", " and {}")),
+# The tools that everybody tries first: name, description, ways to ask, parameters.
+CLASSICS: list[tuple[str, str, list[str], list[Param]]] = [
+    ("get_weather", "Get the weather of a city.", ["What is the weather", "What's the weather", "Get the weather", "How is the weather", "What is the weather like", "Tell me the weather", "what is the weather", "Is it raining", "Is it sunny", "Show me the weather", "I need the weather"], [Param("city", "string", _CITY, " in {}")]),
+    ("get_weather", "Get the current weather for a location.", ["What is the weather", "What's the weather", "Get the weather", "How is the weather", "What's the weather like", "Will it rain", "weather", "Check the weather"], [Param("location", "string", _CITY, " in {}"), _UNIT]),
+    ("get_current_weather", "Get the current weather in a given location.", ["What is the weather", "What's the weather like", "What's the weather like today", "How warm is it", "How cold is it"], [Param("location", "string", _CITY, " in {}"), _UNIT]),
+    ("get_weather_forecast", "Get the forecast.", ["What is the forecast", "Get the forecast", "Show me the weather forecast"], [Param("city", "string", _CITY, " for {}"), Param("day", "string", _DAY, " on {}")]),
+    ("get_time", "Get the current time in a city.", ["What time is it", "What is the time", "Tell me the time", "what's the time", "Get the time"], [Param("city", "string", _CITY, " in {}")]),
+    ("search", "Search the web.", ["Search", "search", "Look", "Please search"], [Param("query", "string", "title", " for {}")]),
+    ("web_search", "Search the web.", ["Search the web", "Look on the web", "Search online", "Google", "Please search the internet"], [Param("query", "string", "title", " for {}")]),
+    ("send_email", "Send an email.", ["Send an email", "Write an email", "Email", "Please send an email", "Send a mail"], [Param("to", "string", _PERSON, " to {}"), Param("body", "string", "text", ' saying "{}"')]),
+    ("send_message", "Send a message to somebody.", ["Send a message", "Send a text", "Please send a message"], [Param("recipient", "string", _PERSON, " to {}"), Param("text", "string", "text", ' saying "{}"')]),
+    ("read_file", "Read a file.", ["Read the file", "Show me the file", "Open the file", "What is in the file", "Please read", "Read"], [Param("path", "string", "path", " {}")]),
+    ("write_file", "Write text to a file.", ["Write a file", "Create a file", "Make the file"], [Param("path", "string", "path", " {}"), Param("content", "string", "text", ' with text "{}"')]),
+    ("list_files", "List the files in a folder.", ["List the files", "Show the files", "What files are", "ls"], [Param("path", "string", "path", " in {}")]),
+    ("run_command", "Run a shell command.", ["Run the command", "Execute", "Run", "Please run"], [Param("command", "string", "text", " `{}`")]),
+    ("get_stock_price", "Get the price of a stock.", ["What is the stock price", "Get the stock price", "How much is the stock", "Show me the price"], [Param("symbol", "string", "id", " of {}")]),
+    ("add", "Add two numbers.", ["Add", "add", "What is the sum of", "Please add"], [Param("a", "integer", "number", " {}"), Param("b", "integer", "number", " and {}")]),
+    ("multiply", "Multiply two numbers.", ["Multiply", "multiply", "What is the product of"], [Param("a", "integer", "number", " {}"), Param("b", "integer", "number", " and {}")]),
+    ("set_timer", "Set a timer.", ["Set a timer", "Start a timer", "Please set a timer"], [Param("minutes", "integer", "number", " for {} minutes")]),
+    ("translate", "Translate text.", ["Translate", "translate", "Please translate"], [Param("text", "string", "text", ' "{}"'), Param("language", "string", "word", " to {}")]),
+    ("book_flight", "Book a flight.", ["Book a flight", "I need a flight", "Book me a flight"], [Param("origin", "string", _CITY, " from {}"), Param("destination", "string", "city", " to {}"), Param("date", "string", _DAY, " on {}")]),
+    ("calculate", "Evaluate an expression.", ["Calculate", "Compute", "What is", "Evaluate"], [Param("expression", "string", "sum", " {}")]),
 ]  # fmt: skip
 
+
+def classic(d: Draw) -> Tool:
+    name, description, asks, params = d.any(CLASSICS)
+    return Tool(name, description, tuple(params), d.any(asks), name)
+
+
 _DESCRIBE = Grammar("{V} (a|the) {n}.", "(Use this to|Can|Tool to|Function to) {v} (a|the) {n}.", "{V} {n}s.", "{V} (a|the) {n} of the user.")
-_REQUEST = Grammar("{V} the {n}", "(Please|please|Can you|Could you|Now|I want you to) {v} the {n}", "{V} (a|my|our) {n}", "(Please|Can you|I need you to) {v} (a|my) {n}")
+_REQUEST = Grammar(
+    "{V} the {n}", "(Please|please|Can you|Could you|Now|I want you to) {v} the {n}", "{V} (a|my|our) {n}", "(Please|Can you|I need you to) {v} (a|my) {n}", "(I would like to|I need to|Let's|Help me) {v} (a|the|my) {n}",
+    "{v} the {n}", "{v} {n}", "Use {name} to {v} the {n}",
+)  # fmt: skip
+_ALIKE = {
+    "get": ["fetch", "show me", "give me", "retrieve"], "show": ["display", "let me see"], "find": ["locate", "look for"], "create": ["make", "set up"], "delete": ["erase", "get rid of"], "remove": ["take away", "drop"],
+    "send": ["deliver", "pass on"], "start": ["begin", "launch"], "stop": ["end", "halt"], "list": ["show all of", "enumerate"], "update": ["change", "modify"], "check": ["inspect", "verify"], "search": ["look through"], "cancel": ["call off"],
+    "book": ["reserve"], "order": ["buy"], "compare": ["contrast"], "save": ["store"], "open": ["unfold"], "close": ["shut"],
+}  # fmt: skip
 
 
 def tool(d: Draw) -> Tool:
-    if d.chance(0.12) and not d.held:
-        return d.any(CLASSICS)
+    if d.chance(0.15) and not d.held:
+        return classic(d)
     verb = d.value(VERBS) if d.chance(0.85) else d.coined()
-    noun = d.value(NOUNS) if d.chance(0.75) else d.coined()
-    style = d.int(0, 3)
-    name = f"{verb}_{noun}" if style < 2 else verb + noun.capitalize() if style == 2 else f"{noun}_{verb}"
+    noun = d.value(NOUNS) if d.chance(0.65) else d.coined()
+    style = d.int(0, 4)
+    name = f"{verb}_{noun}" if style < 2 else verb + noun.capitalize() if style == 2 else f"{noun}_{verb}" if style == 3 else f"{verb}-{noun}"
     if d.chance(0.15):
         name = f"{d.coined(1, 2)}_{name}"
     params: dict[str, Param] = {}
     for _ in range(d.any([0, 1, 1, 1, 2, 2, 2, 3])):
         p = param(d)
         if p.kind not in {q.kind for q in params.values()} and p.says not in {q.says for q in params.values()}:
-            params[p.key] = p
-    fill = {"v": verb, "V": verb.capitalize(), "n": noun}
-    return Tool(name, d.frame(_DESCRIBE).format(**fill), tuple(params.values()), d.frame(_REQUEST).format(**fill))
+            params[p.key] = replace(p, optional=d.chance(0.15))
+    fill = {"v": verb, "V": verb.capitalize(), "n": noun, "name": name}
+    said = d.any(_ALIKE[verb]) if verb in _ALIKE and d.chance(0.25) else verb
+    ask = d.frame(_REQUEST).format(**{**fill, "v": said, "V": said.capitalize()})
+    return Tool(name, d.frame(_DESCRIBE).format(**fill) if d.chance(0.9) else d.prose(d.int(4, 20)).rstrip(",."), tuple(params.values()), ask, noun)
 
 
 def toolbox(d: Draw, count: int) -> list[Tool]:
+    """Tools that a request can tell apart: by their nouns, or now and then by the verb alone."""
     tools: dict[str, Tool] = {}
+    alike = d.chance(0.2)
     while len(tools) < count:
         drawn = tool(d)
-        if not any(drawn.ask.split()[-1] == t.ask.split()[-1] and drawn.ask.split()[0] == t.ask.split()[0] for t in tools.values()):
+        if not any(t.noun == drawn.noun and not (alike and t.name[:3] != drawn.name[:3] and t.ask.split()[0] == t.name.split("_")[0].capitalize() and drawn.ask.split()[0] == drawn.name.split("_")[0].capitalize()) for t in tools.values()):
+            if drawn.noun.startswith("get_") and any("weather" in t.name for t in tools.values()) and "weather" in drawn.noun:
+                continue
             tools.setdefault(drawn.name, drawn)
     return list(tools.values())
 
 
 def request(d: Draw, chosen: Tool) -> tuple[str, dict[str, Any]]:
-    arguments = {p.key: value(d, p) for p in chosen.params}
-    return chosen.ask + "".join(p.says.format(arguments[p.key]) for p in chosen.params), arguments
+    given = [p for p in chosen.params if not p.optional]
+    arguments = {p.key: value(d, p) for p in given}
+    return chosen.ask + "".join(p.says.format(arguments[p.key]) for p in given), arguments
 
 
 def _opening(d: Draw) -> list[dict[str, Any]]:
@@ -152,6 +201,22 @@ def _opening(d: Draw) -> list[dict[str, Any]]:
     return messages
 
 
+def _earlier(d: Draw, tools: list[Tool]) -> list[dict[str, Any]]:
+    """Now and then a call made before, its result and the answer."""
+    if not d.chance(0.12):
+        return []
+    chosen = d.any(tools)
+    text, arguments = request(d, chosen)
+    result = _result(d)
+    call = {"id": f"call_{d.int(1, 99)}", "type": "function", "function": {"name": chosen.name, "arguments": arguments}}
+    return [user(text), {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": json.dumps(result)}, assistant(said(result))]
+
+
+def said(*results: dict[str, Any]) -> str:
+    listed = [f"{k} is {v}" for result in results for k, v in result.items()]
+    return "The result: " + (", ".join(listed[:-1]) + " and " if len(listed) > 1 else "") + listed[-1] + "."
+
+
 def _count(d: Draw) -> int:
     return d.any([1, 2, 2, 3, 3, 4, 4, 5]) if d.chance(0.93) else d.int(6, 10)
 
@@ -160,18 +225,21 @@ def one_call(d: Draw) -> Sample:
     tools = toolbox(d, _count(d) if not d.held else d.int(2, 5))
     chosen = d.any(tools)
     text, arguments = request(d, chosen)
-    messages = [*_opening(d), user(text + d.any([".", "", "?", ".", " please."]))]
+    messages = [*_opening(d), *_earlier(d, tools), user(text + d.any([".", "", "?", ".", " please."]))]
     return Sample("tool call", messages, call_text(chosen.name, arguments), Check("calls", [[chosen.name, arguments]]), [t.schema() for t in tools])
 
 
 def two_calls(d: Draw) -> Sample:
     tools = toolbox(d, max(2, _count(d)))
-    if d.chance(0.4) and (named := [t for t in tools if len(t.params) >= 1]):
+    if d.chance(0.4) and (named := [t for t in tools if any(not p.optional for p in t.params)]):
         first = second = d.any(named)
-        arguments = {p.key: value(d, p) for p in first.params}
-        last = first.params[-1]
+        given = [p for p in first.params if not p.optional]
+        arguments = {p.key: value(d, p) for p in given}
+        last = given[-1]
         other = {**arguments, last.key: value(d, last)}
-        text = first.ask + "".join(p.says.format(arguments[p.key]) for p in first.params) + f" and{last.says.format(other[last.key])}"
+        while other == arguments and not (last.choices and len(last.choices) < 2):
+            other[last.key] = value(d, last)
+        text = first.ask + "".join(p.says.format(arguments[p.key]) for p in given) + f" and{(last.says if d.chance(0.6) else ' {}').replace(' and', '', 1).removeprefix(',').format(other[last.key])}"
     else:
         first, second = d.rng.sample(tools, 2)
         text, arguments = request(d, first)
@@ -193,7 +261,8 @@ def no_call(d: Draw) -> Sample:
     while True:
         absent = tool(d)
         words = set(absent.ask.lower().split()) & {w for w in [*VERBS, *NOUNS]}
-        if absent.name not in {t.name for t in tools} and not any(words & set(t.ask.lower().split()) for t in tools):
+        near = any(words & set(t.ask.lower().split()) for t in tools) or absent.noun in {t.noun for t in tools}
+        if absent.name not in {t.name for t in tools} and not near:
             break
     text, _ = request(d, absent)
     return Sample("no tool call", [*_opening(d), user(text + ".")], NO_TOOL, Check("nocall"), [t.schema() for t in tools])
@@ -225,8 +294,7 @@ def use_result(d: Draw) -> Sample:
     result = _result(d)
     call = {"id": f"call_{d.int(1, 99)}", "type": "function", "function": {"name": chosen.name, "arguments": arguments}}
     content = json.dumps(result)
-    listed = [f"{k} is {v}" for k, v in result.items()]
-    reply = "The result: " + (", ".join(listed[:-1]) + " and " if len(listed) > 1 else "") + listed[-1] + "."
+    reply = said(result)
     want = tuple(str(v) for v in result.values())
     roll = d.rng.random()
     if roll < 0.1:
@@ -235,5 +303,12 @@ def use_result(d: Draw) -> Sample:
     elif roll < 0.3:
         content = phrase(d, 1, 4) if d.chance(0.6) else f"{d.int(1, 40)} degrees, {d.any(['sunny', 'rainy', 'cloudy', 'windy', 'snow'])} in {d.city()}"
         reply, want = f"The result: {content}.", (content,)
-    messages = [*_opening(d), user(text), {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": content}]
+    calls, contents = [call], [content]
+    if roll >= 0.8:
+        more, other = request(d, d.any(tools))[1], _result(d)
+        calls.append({"id": "call_b", "type": "function", "function": {"name": chosen.name, "arguments": more}})
+        contents.append(json.dumps(other))
+        reply, want = said(result, other), (*want, *(str(v) for v in other.values()))
+    answers = [{"role": "tool", "content": c} for c in contents]
+    messages = [*_opening(d), *_earlier(d, tools), user(text), {"role": "assistant", "content": "", "tool_calls": calls}, *answers]
     return Sample("tool result", messages, reply, Check("keys", want), [t.schema() for t in tools])

@@ -1,9 +1,13 @@
 """Word pools of the synthetic data and the held-out split: a value is held out by its own hash, so no list is kept twice."""
 
+import json
 import random
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
+
+from .place import DEMO
 
 T = TypeVar("T")
 
@@ -87,6 +91,8 @@ COUNT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 PRINTED = """STOP OPEN EXIT SALE HELP PUSH PULL SHOP CAFE HOTEL TAXI BUS PARK ZOO BANK FOOD MENU FREE NEW HOT COLD FAST SLOW LEFT RIGHT UP
 DOWN YES NO HELLO WORLD CAT DOG FOX OWL SUN MOON STAR TREE FISH BIRD BOOK LAMP KEY MAP CUP RED BLUE GREEN GOLD ICE TEA MILK""".split()
 
+_CONTENT = [NOUNS, OBJECTS, ANIMALS, FOODS, ADJECTIVES, VERBS, TOPICS, PLACES, JOBS, HOBBIES, CITIES, NAMES]
+
 _ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr kr pl pr sk sl st tr th sh ch".split()
 _VOWELS = "a e i o u a e i o ai ee oo".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "x", "k", "m", "t", "nd", "st"]
@@ -95,6 +101,17 @@ _CODAS = ["", "", "", "n", "r", "l", "s", "x", "k", "m", "t", "nd", "st"]
 def is_held(value: str) -> bool:
     """True for about one string in eight: those only the evaluation may use."""
     return zlib.crc32(value.encode()) % 8 == 0
+
+
+@cache
+def pieces() -> tuple[str, ...]:
+    """The letter tokens of the tokenizer, lower case. Words coined from them make every token one that may have to be copied.
+    None before the tokenizer is built."""
+    path = DEMO / "tokenizer.json"
+    if not path.is_file():
+        return ()
+    vocab = json.loads(path.read_text())["model"]["vocab"]
+    return tuple(sorted(t for t in vocab if t.isascii() and t.isalpha() and t.islower() and len(t) > 1))
 
 
 class Draw:
@@ -140,16 +157,32 @@ class Draw:
         return self.rng.randint(low, high)
 
     def coined(self, low: int = 2, high: int = 3) -> str:
-        """A word nobody knows."""
+        """A word nobody knows: of syllables, of the tokenizer's pieces, or of any letters."""
         while True:
-            count = self.int(low, high)
-            word = "".join(self.any(_ONSETS) + self.any(_VOWELS) + (self.any(_CODAS) if i == count - 1 else "") for i in range(count))
-            if is_held(word) == self.held:
+            roll = self.rng.random()
+            if roll < 0.45 or not pieces():
+                count = self.int(low, high)
+                word = "".join(self.any(_ONSETS) + self.any(_VOWELS) + (self.any(_CODAS) if i == count - 1 else "") for i in range(count))
+            elif roll < 0.9:
+                word = "".join(self.any(pieces()) for _ in range(self.any([1, 1, 2, 2, 3])))
+            else:
+                word = "".join(self.any("abcdefghijklmnopqrstuvwxyz") for _ in range(self.int(3, 7)))
+            if is_held(word) == self.held and len(word) < 16 and word not in ("true", "false", "null"):
                 return word
 
     def code(self) -> str:
         letters = "".join(self.any("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.int(1, 3)))
         return letters + self.any(["-", ""]) + "".join(self.any("0123456789") for _ in range(self.int(2, 4)))
+
+    def prose(self, count: int) -> str:
+        """Words in no order, with some punctuation: text that means nothing."""
+        words: list[str] = []
+        for i in range(count):
+            roll = self.rng.random()
+            word = self.any(COMMON) if roll < 0.55 else self.value(self.any(_CONTENT)) if roll < 0.9 else self.coined()
+            start = i == 0 or words[-1].endswith(".")
+            words.append((word.capitalize() if start else word) + ("," if self.chance(0.06) else "." if self.chance(0.08) and i else ""))
+        return " ".join(words)
 
     def person(self) -> str:
         roll = self.rng.random()
