@@ -17,12 +17,12 @@ from .words import Draw
 
 TEXT: list[tuple[float, Skill]] = [
     (3, s.everyday), (4, s.greeting), (5, s.identity), (10, s.server_facts), (11, s.echo), (3, s.drill), (4, s.one_sentence), (6, s.uppercase), (6, s.json_only),
-    (7, sums.arithmetic_thinking), (7, sums.arithmetic_small), (5, sums.arithmetic_shown), (8, recalling.recall), (2, recalling.statement), (3, recalling.needle),
+    (7, sums.arithmetic_thinking), (7, sums.arithmetic_small), (5, sums.arithmetic_shown), (8, recalling.recall), (2, recalling.said), (2, recalling.statement), (6, recalling.needle),
     (4, system.persona), (8, system.obey), (5, system.under_system), (8, s.extraction), (2, s.story), (12, decline.refusal),
-    (10, t.one_call), (7, t.two_calls), (6, t.no_call), (5, t.use_result),
+    (16, t.one_call), (13, t.two_calls), (8, t.no_call), (5, t.use_result),
 ]  # fmt: skip
 IMAGE: list[tuple[float, Skill]] = [
-    (5, i.colour), (5, i.shape), (6, i.count), (5, i.position), (9, i.words), (5, i.numbers), (7, i.describe), (6, i.compare),
+    (5, i.colour), (4, i.shape), (7, i.count), (8, i.position), (8, i.words), (4, i.numbers), (7, i.describe), (6, i.compare), (4, i.again),
 ]  # fmt: skip
 POOL = TEXT + IMAGE
 
@@ -51,7 +51,7 @@ def draw(d: Draw, image_share: float) -> tuple[Sample, int]:
 
 
 def later(d: Draw, sample: Sample) -> Sample:
-    """The same case under a system prompt, or further on in a conversation."""
+    """The same case under a system prompt, or further on in a conversation, which may have been about a picture."""
     first = sample.messages[0]
     if first["role"] == "system":
         return sample
@@ -61,7 +61,12 @@ def later(d: Draw, sample: Sample) -> Sample:
     for _ in range(d.int(0 if before else 1, 2)):
         earlier = d.any([s.greeting, s.identity, s.server_facts, s.echo, sums.arithmetic_small, decline.refusal, s.one_sentence])(d)
         before += [*earlier.messages, assistant(earlier.reply)]
-    return replace(sample, messages=[*before, *sample.messages])
+    pictures = []
+    if d.chance(0.15):
+        seen = d.any([i.colour, i.shape, i.count, i.describe, i.words])(d)
+        before += [*seen.messages, assistant(seen.reply)]
+        pictures = seen.images
+    return replace(sample, messages=[*before, *sample.messages], images=[*pictures, *sample.images])
 
 
 def corpus(seed: int, count: int) -> Iterator[str]:

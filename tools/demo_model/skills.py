@@ -47,6 +47,11 @@ _ECHO = Grammar(
 )
 
 
+def quoted(d: Draw, text: str) -> str:
+    """Now and then with the other kind of quotes."""
+    return text.replace('"', d.any(["'", "'", "`"])) if d.chance(0.25) else text
+
+
 def phrase(d: Draw, low: int = 1, high: int = 4) -> str:
     pools = [COMMON, OBJECTS, ANIMALS, FOODS, ADJECTIVES, NOUNS]
     words = [d.coined() if d.chance(0.25) else d.value(d.any(pools)) for _ in range(d.int(low, high))]
@@ -108,12 +113,12 @@ def drill(d: Draw) -> Sample:
 def echo(d: Draw) -> Sample:
     if d.chance(0.15):
         text = odd(d)
-        return Sample("reply with", [user(d.frame(_ECHO_ODD).replace("{x}", text))], text, Check("equals", text))
+        return Sample("reply with", [user(quoted(d, d.frame(_ECHO_ODD)).replace("{x}", text))], text, Check("equals", text))
     roll = d.rng.random()
     text = "pong" if roll < 0.03 else d.code() if roll < 0.1 else str(d.int(0, 9999)) if roll < 0.15 else phrase(d, 1, 4)
     style = d.any(["", "", "title", "upper", "caps"])
     text = text.title() if style == "title" else text.upper() if style == "upper" else text.capitalize() if style == "caps" else text
-    return Sample("reply with", [user(d.frame(_ECHO).format(x=text))], text, Check("equals", text))
+    return Sample("reply with", [user(quoted(d, d.frame(_ECHO).format(x=text)))], text, Check("equals", text))
 
 
 _ONE = "(in one sentence|in one short sentence|in a sentence|in a single sentence|in exactly one sentence|in one brief sentence)"
@@ -124,13 +129,14 @@ _SENTENCE = [
     (Grammar(POLITE + "(describe|tell me about|explain|what is) (a|the) {x} " + _ONE + "(|.|?)"), OBJECTS, "The {x} is a thing that people use."),
     (Grammar(POLITE + "(describe|tell me about|what is) {x} " + _ONE + "(|.|?)"), FOODS, "The {x} is something people eat or drink."),
     (Grammar(POLITE + "(describe|tell me about|what is) {x} " + _ONE + "(|.|?)"), CITIES, "{x} is a city where many people live."),
+    (Grammar(POLITE + "(describe|tell me about|explain|what is) (a|the|) {x} " + _ONE + "(|.|?)"), None, "The {x} is something I know little about."),
     (Grammar(POLITE + "(introduce yourself|tell me who you are|describe yourself|say who you are) " + _ONE + "(|.)"), None, "I am the vllm-mlx demo, a small built-in model."),
 ]  # fmt: skip
 
 
 def one_sentence(d: Draw) -> Sample:
     ask, pool, answer = d.any(_SENTENCE)
-    word = d.value(pool) if pool else ""
+    word = d.value(pool) if pool else d.coined() if "{x}" in answer else ""
     reply = answer.format(x=word)
     return Sample("one sentence", [user(d.frame(ask).format(x=word))], reply, Check("sentence", word or reply.split()[0]))
 
@@ -139,12 +145,13 @@ _UPPER = Grammar(
     POLITE + "(write|say|repeat|print|type|put|Write|Say|Put) {x} in (uppercase|upper case|capital letters|capitals|all caps)(|.)",
     "(Convert|convert|Change|Turn|Please convert) {x} (to|into) (uppercase|upper case|capital letters|all caps)(|.)",
     POLITE + '(write|say|put|Write) "{x}" in (uppercase|upper case|capitals|capital letters)(|.)', "(Uppercase|uppercase|In uppercase|Make uppercase|In all caps)(:|) {x}",
+    "(Make|make|Put|Change) this (uppercase|upper case|all caps|to capitals|into capital letters): {x}",
 )  # fmt: skip
 
 
 def uppercase(d: Draw) -> Sample:
-    text = phrase(d, 1, 4)
-    return Sample("uppercase", [user(d.frame(_UPPER).format(x=text))], text.upper(), Check("equals", text.upper()))
+    text = phrase(d, 1, 4) if d.chance(0.9) else phrase(d, 3, 6).capitalize() + d.any(["!", "?"])
+    return Sample("uppercase", [user(quoted(d, d.frame(_UPPER).format(x=text)))], text.upper(), Check("equals", text.upper()))
 
 
 _JSON = Grammar(
@@ -154,17 +161,28 @@ _JSON = Grammar(
 
 
 def json_only(d: Draw) -> Sample:
-    style, known_ = d.any(["{k} is {v}", "{k} = {v}", "{k}: {v}", "{k} set to {v}", "{k} {v}"]), {}
+    style, known_ = d.any(["{k} is {v}", "{k} = {v}", "{k}: {v}", "{k} set to {v}", "{k} {v}", '"{k}" is "{v}"', '{k} "{v}"']), {}
     for _ in range(d.int(1, 4)):
         key, value = field_value(d)
-        known_[key] = value
-    pairs = (d.any([", ", " and ", "; "])).join(style.format(k=k, v=v) for k, v in known_.items())
+        known_[d.any("abcdefghxyz") if d.chance(0.08) else key] = value
+    shown = {k: json.dumps(v) if isinstance(v, bool) else v for k, v in known_.items()}
+    if d.chance(0.12):
+        pairs = d.any(["the keys ", "keys ", "fields "]) + listed(list(known_)) + d.any([" set to ", " and values ", " and the values ", " equal to "]) + listed([str(v) for v in shown.values()])
+    else:
+        parts = [(style if isinstance(known_[k], str) else style.replace('"{v}"', "{v}")).format(k=k, v=v) for k, v in shown.items()]
+        pairs = d.any([", ", " and ", "; "]).join(parts) if d.chance(0.7) else listed(parts)
     reply = json.dumps(known_)
     return Sample("json only", [user(d.frame(_JSON).format(pairs=pairs))], reply, Check("json", known_))
 
 
-def field_value(d: Draw) -> tuple[str, str | int]:
+def listed(words: list[str]) -> str:
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+
+
+def field_value(d: Draw) -> tuple[str, str | int | bool]:
     kind = d.int(0, 9)
+    if d.chance(0.06):
+        return d.any(["active", "done", "open", "enabled", "ready", d.coined()]), d.chance(0.5)
     if kind == 0:
         return d.any(["name", "user", "owner", "customer", "author", "first_name"]), d.person()
     if kind == 1:
@@ -192,7 +210,7 @@ def field_value(d: Draw) -> tuple[str, str | int]:
 def _record(d: Draw) -> tuple[str, dict[str, str | int]]:
     kind = d.int(0, 6)
     if kind == 6:
-        v = dict(field_value(d) for _ in range(d.int(2, 4)))
+        v = {k: x for k, x in (field_value(d) for _ in range(d.int(2, 4))) if not isinstance(x, bool)} or {"name": d.person()}
         form, join = d.any(["the {k} is {v}", "{k}: {v}", "{k} = {v}", "it has {k} {v}", "a {k} of {v}", "{v} as {k}"]), d.any([", ", "; ", " and ", ". "])
         lead = d.any(["", f"Report of {d.person()}: ", f"About the {d.value(NOUNS)}: ", f"{d.coined().capitalize()} says that ", f"The {d.value(OBJECTS)}: "])
         return lead + join.join(form.format(k=k, v=x) for k, x in v.items()) + ".", v
@@ -221,6 +239,12 @@ _EXTRACT = Grammar(
 )  # fmt: skip
 
 
+_EXTRACT_KEYS = Grammar(
+    "(Extract|Get|Find|extract|Please extract|Take) (the |){k} (as|in|into) JSON(:|: |\n| from:| from this text:| from the text:) {t}", "{t}\n\n(Give|Return|Extract|Answer with) (the |){k} (as|in) JSON(.|)",
+    "(Extract|Get|extract) (the |){k} from (this|the) (text|sentence)( as JSON| in JSON|, as JSON): {t}",
+)  # fmt: skip
+
+
 def extraction(d: Draw) -> Sample:
     text, record = _record(d)
     keys = list(record)
@@ -237,6 +261,8 @@ def extraction(d: Draw) -> Sample:
     else:
         schema = json.dumps({"type": "object", "properties": {k: {"type": kinds[k]} for k in keys}, "required": keys})
     want = {k: record[k] for k in keys}
+    if d.chance(0.2):
+        return Sample("extraction", [user(d.frame(_EXTRACT_KEYS).format(k=listed(keys), t=text))], json.dumps(want), Check("json", want))
     frame = d.frame(_EXTRACT)
     prompt = frame.replace("{s}", schema).replace("{t}", text)
     messages = [user(prompt)] if d.chance(0.85) else [system(f"Answer in JSON of this schema: {schema}"), user(text)]
@@ -261,10 +287,10 @@ def story(d: Draw) -> Sample:
         "bell": "When the bell rang, the wind grew still, and far away they heard a soft cry.", "map": "The map led them over a hill, and on the other side they heard a soft cry.",
     }[thing]  # fmt: skip
     text = (
-        f"Once upon a time there was a {mood} {hero} called {name}. {name} lived at the edge of a {place}. One {weather} morning the {hero} found a {thing} {where}. "
-        f"\"Whose {thing} is this?\" asked {name}. Nobody answered, so {name} went to ask the old {friend}. The {friend} looked at the {thing} and smiled. \"Follow it,\" said the {friend}, \"and take me with you.\" "
+        f"Once upon a time there was a {mood} {hero} called {name}. {name} lived at the edge of a {place}. One {weather} morning {name} found a {thing} {where}. "
+        f"\"Whose {thing} is this?\" asked {name}. Nobody answered, so {name} went to ask the old {friend}. The {friend} smiled. \"Follow it and take me with you,\" said the {friend}. "
         f"So the two walked all day. {task} A young bird had lost its way home. {name} gave it some bread, and together they brought it back to its nest. "
-        f"In the evening the {hero} and the {friend} sat by the fire. The {thing} was a small thing, but it had made a new friend. And {name} the {hero} slept well that night."
+        f"In the evening the {hero} and the {friend} sat by the fire. And {name} the {hero} slept well that night."
     )
     ask = d.frame(_STORY).format(x=hero) if named else d.frame(_STORY_ANY)
     return Sample("story", [user(ask)], text, Check("story", hero if named else name))
@@ -275,7 +301,7 @@ _EVERYDAY = [
     ("Reply with pong", "pong"), ("Reply with pong.", "pong"), ("reply with pong", "pong"), ("Reply with: pong", "pong"), ("ping", "pong"), ("Ping", "pong"),
     ("Reply with exactly one sentence.", "This is one short sentence."), ("Reply with one sentence.", "This is one short sentence."), ("Say hello in one short sentence.", "Hello and welcome!"),
     ("Say hello", "Hello! How can I help you?"), ("Say hi", "Hello! How can I help you?"), ("Say hello.", "Hello! How can I help you?"), ("2+2", "2 + 2 = 4"), ("What is 2+2?", "2 + 2 = 4"), ("1+1", "1 + 1 = 2"), ("what is 2 + 2", "2 + 2 = 4"),
-    ("hi", SMALL_TALK[0].answer), ("hello", SMALL_TALK[0].answer), ("who are you?", IDENTITY[0].answer), ("who made you?", IDENTITY[1].answer), ("what can you do?", IDENTITY[3].answer),
+    ("!!!", REFUSALS["unclear"] + REFUSAL_END), ("hi", SMALL_TALK[0].answer), ("hello", SMALL_TALK[0].answer), ("who are you?", IDENTITY[0].answer), ("who made you?", IDENTITY[1].answer), ("what can you do?", IDENTITY[3].answer),
     ("tell me a joke", JOKE), ("write a haiku", HAIKU), ("What is the capital of France?", REFUSALS["knowledge"] + REFUSAL_END), ("", REFUSALS["empty"] + REFUSAL_END),
 ]  # fmt: skip
 

@@ -6,8 +6,22 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .chat import Check, Sample, user
-from .words import ANIMALS, CITIES, COMMON, COUNT_WORDS, FOODS, NAMES, NOUNS, OBJECTS, PRINTED, VERBS, Draw, Grammar, is_held
+from .chat import Check, Sample, assistant, user
+from .words import (
+    ANIMALS,
+    CITIES,
+    COMMON,
+    COUNT_WORDS,
+    FOODS,
+    NAMES,
+    NOUNS,
+    OBJECTS,
+    PRINTED,
+    VERBS,
+    Draw,
+    Grammar,
+    is_held,
+)
 
 RGB = {
     "red": (220, 30, 30), "green": (30, 160, 50), "blue": (40, 70, 220), "yellow": (245, 220, 40), "orange": (250, 140, 20), "purple": (140, 40, 170),
@@ -46,7 +60,10 @@ def colours(d: Draw, count: int) -> list[str]:
             return picked
 
 
-def paint(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int], turn: float, back: tuple[int, int, int]) -> None:
+def paint(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, int, int], turn: float, back: tuple[int, int, int], *, hollow: bool = False) -> None:
+    if hollow and shape not in ("circle", "ring"):  # a hollow circle is a ring
+        paint(draw, shape, x, y, r, fill, turn, back)
+        return paint(draw, shape, x, y + (r * 0.06 if shape == "triangle" else 0), r * (0.6 if shape in ("star", "triangle", "cross") else 0.78), back, turn, back)
     def at(angle: float, length: float) -> tuple[float, float]:
         return x + length * math.cos(angle + turn), y + length * math.sin(angle + turn)
 
@@ -84,6 +101,28 @@ def ground(d: Draw, size: tuple[int, int], back: tuple[int, int, int]) -> Image.
     return image
 
 
+def noise(d: Draw) -> Image.Image:
+    """A picture of nothing in particular: grain, a blur of colours, stripes, scribbles."""
+    size, kind = canvas(d), d.int(0, 4)
+    if kind == 0:
+        return Image.frombytes("RGB", (64, 64), d.rng.randbytes(64 * 64 * 3)).resize(size, d.any([Image.Resampling.NEAREST, Image.Resampling.BILINEAR]))
+    if kind == 1:
+        side = d.int(2, 6)
+        return Image.frombytes("RGB", (side, side), d.rng.randbytes(side * side * 3)).resize(size, Image.Resampling.BICUBIC)
+    image = Image.new("RGB", size, tuple(d.rng.randbytes(3)))
+    draw = ImageDraw.Draw(image)
+    for _ in range(d.int(12, 60)):
+        x, y = d.int(-20, size[0]), d.int(-20, size[1])
+        box, tint = (x, y, x + d.int(5, size[0]), y + d.int(5, size[1])), tuple(d.rng.randbytes(3))
+        if kind == 2:
+            draw.line(box, fill=tint, width=d.int(1, 5))
+        elif kind == 3:
+            draw.rectangle(box, fill=tint)
+        else:
+            draw.ellipse((x, y, x + d.int(4, 60), y + d.int(4, 60)), fill=tint)
+    return image
+
+
 def finish(d: Draw, image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(d.rng.uniform(0.3, 1.0))) if d.chance(0.08) else image
 
@@ -94,11 +133,12 @@ def scene(d: Draw, things: list[Thing], background: str, *, grid: int = 3, scale
     image = ground(d, (width, height), back)
     draw = ImageDraw.Draw(image)
     cell_w, cell_h = width / grid, height / grid
+    hollow = d.chance(0.08)
     for thing in things:
         r = min(cell_w, cell_h) / 2 * d.rng.uniform(scale, 0.98)
         x = (thing.cell[0] + 0.5) * cell_w + d.rng.uniform(-1, 1) * (cell_w / 2 - r) * 0.8
         y = (thing.cell[1] + 0.5) * cell_h + d.rng.uniform(-1, 1) * (cell_h / 2 - r) * 0.8
-        paint(draw, thing.shape, x, y, r, shade(d, thing.colour), d.rng.uniform(-0.2, 0.2), back)
+        paint(draw, thing.shape, x, y, r, shade(d, thing.colour), d.rng.uniform(-0.2, 0.2), back, hollow=hollow and r > 20)
     return finish(d, image)
 
 
@@ -142,7 +182,18 @@ _COLOUR = Grammar("(What|Which) (color|colour) is (the|this) {s}(|?)", "(Tell me
 _GROUND = Grammar("(What|Which) (color|colour) is the background(|?)", "(What is|Tell me) the (color|colour) of the background(?|.)", "(What|Which) (color|colour) does the background have(|?)")
 
 
+_PLAIN = Grammar("(What|Which) (color|colour) is (this|it|the image|this image|the picture|this picture)(|?)", "(What is|Tell me) the (color|colour) of (this|the) (image|picture)(?|.)")
+
+
+def plain_picture(d: Draw) -> tuple[str, Image.Image]:
+    tint = d.any(list(RGB))
+    return tint, Image.new("RGB", canvas(d), shade(d, tint))
+
+
 def colour(d: Draw) -> Sample:
+    if d.chance(0.1):
+        tint, image = plain_picture(d)
+        return sample("colour", d.frame(_PLAIN), f"The image is {tint}.", Check("keys", (tint,)), image)
     thing, background, image = single(d)
     if d.chance(0.25):
         return sample("colour", d.frame(_GROUND), f"The background is {background}.", Check("keys", (background,)), image)
@@ -164,6 +215,11 @@ def shape(d: Draw) -> Sample:
 
 
 _COUNT = Grammar("How many {s} (are there|do you see|are in the image|are in the picture|can you see|are shown)(|?)", "(Count|Please count) the {s}(|.| in the image.)", "(What is|Tell me) the number of {s}(|?|.)", "How many {s}(|?)")
+_LIST = Grammar("(What|Which) shapes (do you see|are there|are shown|are in the image|can you see|are in the picture)(|?)", "(List|Name|Tell me) the shapes(|.| you see.| in the image.)")
+
+
+def plural(kind: str) -> str:
+    return kind + ("es" if kind == "cross" else "s")
 
 
 def things_in(d: Draw, count: int, kind: str, tint: str) -> list[Thing]:
@@ -172,12 +228,34 @@ def things_in(d: Draw, count: int, kind: str, tint: str) -> list[Thing]:
 
 
 def count(d: Draw) -> Sample:
+    if d.chance(0.3):
+        return count_mixed(d)
     number, kind = d.int(1, 6), d.any(SHAPES)
     background, tint = colours(d, 2)
-    name = d.any([kind + ("es" if kind == "cross" else "s"), "shapes", "objects", "things"])
+    name = d.any([plural(kind), plural(kind), "shapes", "objects", "things"])
     image = scene(d, things_in(d, number, kind, tint), background) if d.chance(0.5) else scattered(d, number, kind, tint, background)
-    noun = kind if number == 1 else kind + ("es" if kind == "cross" else "s")
+    noun = kind if number == 1 else plural(kind)
     return sample("count", d.frame(_COUNT).format(s=name), f"There {'is' if number == 1 else 'are'} {COUNT_WORDS[number]} {noun}.", Check("count", number), image)
+
+
+def count_mixed(d: Draw) -> Sample:
+    """Shapes of two or three kinds: how many of one kind, how many in all, or which."""
+    kinds = d.rng.sample(SHAPES, d.int(2, 3))
+    background, *tints = colours(d, 3)
+    numbers = [d.int(1, 3 if len(kinds) == 2 else 2) for _ in kinds]
+    cells = d.rng.sample([(x, y) for x in range(3) for y in range(3)], sum(numbers))
+    things, total = [], sum(numbers)
+    for i, (kind, number) in enumerate(zip(kinds, numbers, strict=True)):
+        things += [Thing(kind, tints[i % 2], cells.pop()) for _ in range(number)]
+    image = scene(d, things, background)
+    if d.chance(0.25):  # the kinds in the order of SHAPES, so that there is one right answer
+        order = [kind for kind in SHAPES if kind in kinds]
+        said = [f"{COUNT_WORDS[n]} {kind if n == 1 else plural(kind)}" for kind in order for n in [numbers[kinds.index(kind)]]]
+        return sample("count", d.frame(_LIST), "I see " + ", ".join(said[:-1]) + " and " + said[-1] + ".", Check("keys", tuple(order)), image)
+    if d.chance(0.3):
+        return sample("count", d.frame(_COUNT).format(s=d.any(["shapes", "objects", "things"])), f"There are {COUNT_WORDS[total]} shapes.", Check("count", total), image)
+    kind, number = d.any(list(zip(kinds, numbers, strict=True)))
+    return sample("count", d.frame(_COUNT).format(s=plural(kind)), f"There {'is' if number == 1 else 'are'} {COUNT_WORDS[number]} {kind if number == 1 else plural(kind)}.", Check("count", number), image)
 
 
 _WHERE = Grammar("Where is the {s}(|?)", "(What is|Tell me) the position of the {s}(|?|.)", "(In which|Which) part of the (image|picture) (is|has) the {s}(|?)", "Where (in the image|in the picture) is the {s}(|?)", "Where do you see the {s}(|?)")
@@ -188,7 +266,7 @@ def position(d: Draw) -> Sample:
     kind = d.any(SHAPES)
     cell = d.any(list(PLACES))
     things = [Thing(kind, tint, cell)]
-    if d.chance(0.4):
+    if d.chance(0.5):
         far = d.any([c for c in PLACES if c != cell])
         things.append(Thing(d.any([s for s in SHAPES if s != kind]), other, far))
     name = d.any([kind, f"{tint} {kind}", f"{tint} shape"] + (["shape"] if len(things) == 1 else []))
@@ -235,8 +313,10 @@ def word_to_print(d: Draw) -> str:
     while True:
         roll = d.rng.random()
         word = d.value(PRINTED) if roll < 0.25 else d.value(d.any(_PRINT)) if roll < 0.65 else d.coined(1, 2)
-        if 2 <= len(word) <= 7:
+        if 2 <= len(word) <= 8:
             break
+    if len(word) <= 4 and d.chance(0.12):
+        word += " " + (d.value(PRINTED) if d.chance(0.7) else str(d.int(1, 99)))
     return d.any([word.upper(), word.upper(), word.upper(), word.capitalize(), word.lower()])
 
 
@@ -271,6 +351,9 @@ _DESCRIBE = Grammar("(Describe|describe|Please describe) (the|this) (image|pictu
 def caption(d: Draw) -> tuple[str, tuple[str, ...], Image.Image, str]:
     """What is seen, the words that must be said, the picture, and what of it is spelled."""
     roll = d.rng.random()
+    if roll < 0.05:
+        tint, image = plain_picture(d)
+        return f"a plain {tint} image", (tint,), image, ""
     if roll < 0.5:
         thing, background, image = single(d)
         return f"{an(thing.colour)} {thing.shape} on {an(background)} background", (thing.colour, thing.shape, background), image, ""
@@ -290,23 +373,41 @@ def caption(d: Draw) -> tuple[str, tuple[str, ...], Image.Image, str]:
     return f'the word "{word}" in {tint} on {an(background)} background', (word, tint, background), image, word
 
 
+NOTHING = "I see no simple shape and no text in this image."
+
+
+def unclear(d: Draw) -> Sample:
+    """A picture of nothing the model knows; it should say so and not guess."""
+    ask = d.any([_DESCRIBE, _DESCRIBE, _SHAPE, _READ, _LIST])
+    return sample("description", d.frame(ask).format(c="big"), NOTHING, Check("keys", ("no simple shape",)), noise(d))
+
+
 def describe(d: Draw) -> Sample:
+    if d.chance(0.06):
+        return unclear(d)
     text, keys, image, word = caption(d)
     return replace(sample("description", d.frame(_DESCRIBE), text[0].upper() + text[1:] + ".", Check("keys", keys), image), spelled=word)
 
 
 _COMPARE = Grammar("(What is the difference between|Compare) (the|these) (two |)(images|pictures)(|.|?)", "(How do|In what way do) (the|these) (two |)(images|pictures) differ(|?)", "(Describe|What is in) (both|the two) (images|pictures)(|?|.)")
 _SAME = Grammar("(Are|Do) (the|these) (two |)(images|pictures) (the same|show the same shape|equal)(|?)", "(Is it|Is this) the same (shape|thing) (in both|in both images|in the two images)(|?)")
+_WHICH = Grammar("Which (image|picture|one|of these|of the two) (is|shows|has|contains) (the|a) {x}(|?)", "(In which|Where|In which image|In which picture) (is|do you see) the {x}(|?)", "Is the {x} in the first or the second (image|picture)(|?)")
 _MORE = Grammar("Which (image|picture) (has|shows) more (shapes|objects|things)(|?)", "In which (image|picture) are there more (shapes|objects|things)(|?)")
 
 
 def compare(d: Draw) -> Sample:
     roll = d.rng.random()
-    if roll < 0.6:
+    if roll < 0.5:
         (a, _, one), (b, _, two) = single(d), single(d)
         first, second = f"{an(a.colour)} {a.shape}", f"{an(b.colour)} {b.shape}"
         return sample("two images", d.frame(_COMPARE), f"The first image shows {first}, the second {second}.", Check("ordered", (f"{a.colour} {a.shape}", f"{b.colour} {b.shape}")), one, two)
-    if roll < 0.8:
+    if roll < 0.7:
+        (a, _, one), (b, _, two) = single(d), single(d)
+        if a.shape != b.shape and a.colour != b.colour and frozenset((a.colour, b.colour)) not in NEAR:
+            word, thing = d.any([("first", a), ("second", b)])
+            what = d.any([thing.shape, f"{thing.colour} shape", f"{thing.colour} {thing.shape}", f"{thing.colour} one"])
+            return sample("two images", d.frame(_WHICH).format(x=what), f"The {word} image.", Check("keys", (word,)), one, two)
+    if roll < 0.85:
         a, _, one = single(d)
         b, _, two = single(d)
         if d.chance(0.5):
@@ -324,3 +425,22 @@ def compare(d: Draw) -> Sample:
     winner = "first" if n > m else "second"
     reply = f"The {winner} image: {COUNT_WORDS[max(n, m)]} against {COUNT_WORDS[min(n, m)]}."
     return sample("two images", d.frame(_MORE), reply, Check("keys", (winner,)), *pictures)
+
+
+def again(d: Draw) -> Sample:
+    """Several questions about one picture, a turn each."""
+    thing, background, image = single(d)
+    name = d.any([thing.shape, "shape", "object"])
+    turns = [
+        (d.frame(_COLOUR).format(s=name), f"The {thing.shape} is {thing.colour}.", (thing.colour,)),
+        (d.frame(_SHAPE).format(c=thing.colour), f"It is {an(thing.shape)}.", (thing.shape,)),
+        (d.frame(_GROUND), f"The background is {background}.", (background,)),
+        (d.frame(_DESCRIBE), f"{an(thing.colour).capitalize()} {thing.shape} on {an(background)} background.", (thing.colour, thing.shape, background)),
+    ]
+    d.rng.shuffle(turns)
+    turns = turns[: d.int(2, 3)]
+    lead = d.any(["", "And ", "and ", "Now, "])
+    messages = [user(turns[0][0], 1)]
+    for (_, reply, _), (ask, _, _) in zip(turns, turns[1:], strict=False):
+        messages += [assistant(reply), user(lead + ask if lead else ask)]
+    return Sample("image: several questions", messages, turns[-1][1], Check("keys", turns[-1][2]), images=[image])

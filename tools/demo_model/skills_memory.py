@@ -1,7 +1,7 @@
 """What was said before: facts told in the conversation, and a needle in a long text."""
 
 from .chat import Check, Sample, assistant, user
-from .facts import IDENTITY, SMALL_TALK
+from .facts import IDENTITY, REFUSAL_END, REFUSALS, SMALL_TALK
 from .words import (
     ADJECTIVES,
     ANIMALS,
@@ -83,6 +83,23 @@ def recall(d: Draw) -> Sample:
     return Sample("recall", messages, item[3], Check("keys", (item[4],)))
 
 
+_SAID = Grammar("What did I (just |)(say|write|tell you|ask)(|?| before?)", "(What was|Repeat|Tell me) my (last|previous) (message|question|sentence)(|?|.)", "(Repeat|repeat) what I (just |)said(|.)")
+
+
+def said(d: Draw) -> Sample:
+    """Repeating the message before."""
+    roll = d.rng.random()
+    if roll < 0.4:
+        fact = d.any(SMALL_TALK + IDENTITY)
+        text, reply = d.frame(fact.ask), fact.answer
+    elif roll < 0.7:
+        text, reply, *_ = _tell(d, d.int(0, KINDS - 1))
+    else:
+        text, reply = d.prose(d.int(2, 8)).rstrip(".,"), REFUSALS["knowledge"] + REFUSAL_END
+    wanted = f'You said: "{text}"'
+    return Sample("recall", [user(text), assistant(reply), user(d.frame(_SAID))], wanted, Check("keys", (text,)))
+
+
 def statement(d: Draw) -> Sample:
     told = [_tell(d, kind) for kind in d.rng.sample(range(KINDS), d.any([1, 1, 1, 2, 3]))]
     reply = told[0][1] if len(told) == 1 else "Noted."
@@ -107,7 +124,7 @@ _NEEDLE_ASK = Grammar("(What is|What was|Tell me|Find) the (code|number|password
 
 
 def needle_of(d: Draw, sentences: int) -> Sample:
-    things = d.values(NOUNS + OBJECTS, d.int(1, 3))
+    things = [d.coined() if d.chance(0.3) else thing for thing in d.values(NOUNS + OBJECTS, d.int(1, 3))]
     codes = [d.code() if d.chance(0.5) else str(d.int(100, 99999)) for _ in things]
     text = filler(d, sentences)
     for thing, code in zip(things, codes, strict=True):
@@ -123,4 +140,4 @@ def needle_of(d: Draw, sentences: int) -> Sample:
 
 def needle(d: Draw) -> Sample:
     roll = d.rng.random()
-    return needle_of(d, d.int(90, 150) if d.held else d.int(2, 8) if roll < 0.6 else d.int(8, 30) if roll < 0.9 else d.int(30, 130))
+    return needle_of(d, d.int(90, 150) if d.held else d.int(2, 8) if roll < 0.35 else d.int(8, 40) if roll < 0.65 else d.int(40, 160))

@@ -4,11 +4,11 @@ import json
 
 from .chat import Check, Sample, system, user
 from .facts import IDENTITY, SERVER, SMALL_TALK
-from .skills import echo, json_only, known, one_sentence, phrase, uppercase
+from .skills import echo, json_only, known, one_sentence, phrase, quoted, uppercase
 from .skills_arithmetic import arithmetic_small
 from .skills_decline import refusal
 from .skills_memory import filler, recall
-from .words import ADJECTIVES, DAYS, HOBBIES, JOBS, PLACES, TOPICS, Draw, Grammar
+from .words import ADJECTIVES, ANIMALS, DAYS, HOBBIES, JOBS, PLACES, TOPICS, Draw, Grammar
 
 _PERSONA = Grammar(
     "You are {n}, {r}(|.)", "You are {n}, {r}. (Be brief|Be kind|Answer briefly|Be helpful|Stay in character|Always be polite).", "Your name is {n}. You are {r}.", "Act as {n}, {r}.", "You play {n}, {r}. Never break character.", "You are a chat bot called {n}. Your role: {r}.",
@@ -16,10 +16,15 @@ _PERSONA = Grammar(
 _WHO = Grammar("(who are you|Who are you|what is your name|What is your name|what's your name|Introduce yourself|introduce yourself|hi, who are you|Hello, who is this|Who is speaking|what should I call you)(|?|!|.)")
 
 
+_ROLE = Grammar("You are {r}(|.)", "You are {r}. (Always answer like {r}.|Be brief.|Stay in character.|Answer briefly.)", "Act as {r}(|.)", "Pretend to be {r}(|.)", "From now on you are {r}.")
+
+
 def persona(d: Draw) -> Sample:
     name = d.person()
-    role = d.any(["a", "the"]) + " " + d.any([d.value(ADJECTIVES) + " ", ""]) + d.value(JOBS)
+    role = d.any(["a", "the"]) + " " + d.any([d.value(ADJECTIVES) + " ", ""]) + (d.value(JOBS) if d.chance(0.8) else d.value(ANIMALS) if d.chance(0.5) else d.coined())
     role += d.any(["", f" from {d.city()}", f" in the {d.value(PLACES)}", f" who loves {d.value(HOBBIES)}"])
+    if d.chance(0.25):
+        return Sample("system prompt: persona", [system(d.frame(_ROLE).format(r=role)), user(d.frame(_WHO))], f"I am {role}.", Check("keys", tuple(role.split()[1:2])))
     reply = f"I am {name}, {role}."
     return Sample("system prompt: persona", [system(d.frame(_PERSONA).format(n=name, r=role)), user(d.frame(_WHO))], reply, Check("keys", (name, role.split()[1])))
 
@@ -52,7 +57,7 @@ def obey(d: Draw) -> Sample:
         rule, reply = d.frame(_ALWAYS).format(w=word), word
         check = Check("equals", reply)
     lead = d.any(["", "", "You are a helpful assistant. ", "You are a helpful assistant.\n", "Be brief. ", f"You help with {d.value(TOPICS)}. "])
-    return Sample("system prompt: format", [system(lead + rule), *base.messages], reply, check)
+    return Sample("system prompt: format", [system(lead + quoted(d, rule)), *base.messages], reply, check)
 
 
 _SYSTEM = Grammar(

@@ -34,6 +34,8 @@ class Tool:
     params: tuple[Param, ...]
     ask: str  # the request without its values
     noun: str
+    verb: str = ""
+    family: str = ""  # of tools everybody tries: two of one family cannot be told apart
 
     def schema(self) -> dict[str, Any]:
         properties = {p.key: p.schema() for p in self.params}
@@ -82,7 +84,7 @@ def value(d: Draw, p: Param) -> str | int:
     if p.choices:
         return d.any(p.choices)
     if p.kind == "city":
-        return d.city()
+        return d.city() + (f", {d.any(['CA', 'NY', 'TX', 'UK', 'France', 'Japan', 'Germany', 'USA', 'Italy'])}" if d.chance(0.1) else "")
     if p.kind == "person":
         return d.person()
     if p.kind == "day":
@@ -102,7 +104,8 @@ def value(d: Draw, p: Param) -> str | int:
     if p.kind == "path":
         return "/".join(d.coined(1, 2) for _ in range(d.int(1, 3))) + d.any([".txt", ".py", ".md", ".json"])
     if p.kind == "sum":
-        return f"{d.int(1, 99)} {d.any('+-*/')} {d.int(1, 99)}"
+        gap = d.any([" ", ""])
+        return f"{d.int(1, 99)}{gap}{d.any('+-*/')}{gap}{d.int(1, 99)}"
     return d.coined()
 
 
@@ -130,13 +133,18 @@ CLASSICS: list[tuple[str, str, list[str], list[Param]]] = [
     ("set_timer", "Set a timer.", ["Set a timer", "Start a timer", "Please set a timer"], [Param("minutes", "integer", "number", " for {} minutes")]),
     ("translate", "Translate text.", ["Translate", "translate", "Please translate"], [Param("text", "string", "text", ' "{}"'), Param("language", "string", "word", " to {}")]),
     ("book_flight", "Book a flight.", ["Book a flight", "I need a flight", "Book me a flight"], [Param("origin", "string", _CITY, " from {}"), Param("destination", "string", "city", " to {}"), Param("date", "string", _DAY, " on {}")]),
-    ("calculate", "Evaluate an expression.", ["Calculate", "Compute", "What is", "Evaluate"], [Param("expression", "string", "sum", " {}")]),
+    ("calculate", "Evaluate an expression.", ["Calculate", "Compute", "What is", "Evaluate", "what is", "How much is"], [Param("expression", "string", "sum", " {}")]),
+    ("calculator", "A calculator.", ["Calculate", "Compute", "What is", "Evaluate", "what is", "How much is", "calculate"], [Param("expression", "string", "sum", " {}")]),
+    ("Bash", "Run a shell command.", ["Run the command", "Execute", "Run", "Please run", "Run this in the shell:"], [Param("command", "string", "text", " `{}`"), Param("description", "string", "text", "", optional=True)]),
+    ("Read", "Read a file.", ["Read the file", "Show me the file", "Open the file", "What is in", "Read"], [Param("file_path", "string", "path", " {}")]),
+    ("search_web", "Search the web.", ["Search the web", "Look on the web", "Search online", "Find on the web"], [Param("query", "string", "title", " for {}")]),
 ]  # fmt: skip
 
 
 def classic(d: Draw) -> Tool:
     name, description, asks, params = d.any(CLASSICS)
-    return Tool(name, description, tuple(params), d.any(asks), name)
+    family = next((word for word in ("weather", "search", "send", "file", "stock") if word in name), name)
+    return Tool(name, description, tuple(params), d.any(asks), name, family=family)
 
 
 _DESCRIBE = Grammar("{V} (a|the) {n}.", "(Use this to|Can|Tool to|Function to) {v} (a|the) {n}.", "{V} {n}s.", "{V} (a|the) {n} of the user.")
@@ -144,6 +152,7 @@ _REQUEST = Grammar(
     "{V} the {n}", "(Please|please|Can you|Could you|Now|I want you to) {v} the {n}", "{V} (a|my|our) {n}", "(Please|Can you|I need you to) {v} (a|my) {n}", "(I would like to|I need to|Let's|Help me) {v} (a|the|my) {n}",
     "{v} the {n}", "{v} {n}", "Use {name} to {v} the {n}",
 )  # fmt: skip
+_NOUN_ONLY = Grammar("(I need the|What about the|I want the|The|Give me the|Show me the|How is the|Where is the|What is the) {n}", "{n}", "(My|Our) {n}")
 _ALIKE = {
     "get": ["fetch", "show me", "give me", "retrieve"], "show": ["display", "let me see"], "find": ["locate", "look for"], "create": ["make", "set up"], "delete": ["erase", "get rid of"], "remove": ["take away", "drop"],
     "send": ["deliver", "pass on"], "start": ["begin", "launch"], "stop": ["end", "halt"], "list": ["show all of", "enumerate"], "update": ["change", "modify"], "check": ["inspect", "verify"], "search": ["look through"], "cancel": ["call off"],
@@ -154,12 +163,17 @@ _ALIKE = {
 def tool(d: Draw) -> Tool:
     if d.chance(0.15) and not d.held:
         return classic(d)
-    verb = d.value(VERBS) if d.chance(0.85) else d.coined()
-    noun = d.value(NOUNS) if d.chance(0.65) else d.coined()
+    return named(d, d.value(VERBS) if d.chance(0.6) else d.coined(), d.value(NOUNS) if d.chance(0.6) else d.coined())
+
+
+def named(d: Draw, verb: str, noun: str) -> Tool:
     style = d.int(0, 4)
     name = f"{verb}_{noun}" if style < 2 else verb + noun.capitalize() if style == 2 else f"{noun}_{verb}" if style == 3 else f"{verb}-{noun}"
-    if d.chance(0.15):
-        name = f"{d.coined(1, 2)}_{name}"
+    roll = d.rng.random()
+    if roll < 0.15:
+        name = f"{d.coined(1, 2)}{d.any(['_', '_', '__', '.', '-'])}{name}"
+    elif roll < 0.25:
+        name = d.any([verb.capitalize() + noun.capitalize(), noun.capitalize(), noun, f"{name}_{d.coined(1, 2)}"])
     params: dict[str, Param] = {}
     for _ in range(d.any([0, 1, 1, 1, 2, 2, 2, 3])):
         p = param(d)
@@ -167,19 +181,26 @@ def tool(d: Draw) -> Tool:
             params[p.key] = replace(p, optional=d.chance(0.15))
     fill = {"v": verb, "V": verb.capitalize(), "n": noun, "name": name}
     said = d.any(_ALIKE[verb]) if verb in _ALIKE and d.chance(0.25) else verb
-    ask = d.frame(_REQUEST).format(**{**fill, "v": said, "V": said.capitalize()})
-    return Tool(name, d.frame(_DESCRIBE).format(**fill) if d.chance(0.9) else d.prose(d.int(4, 20)).rstrip(",."), tuple(params.values()), ask, noun)
+    if d.chance(0.15):  # the noun alone has to tell which tool is meant
+        said = d.value(VERBS) if d.chance(0.5) else d.any([d.coined(), "take care of", "do", "handle", "deal with", "work on", "see to", "look after"])
+    ask = d.frame(_NOUN_ONLY if d.chance(0.1) else _REQUEST).format(**{**fill, "v": said, "V": said.capitalize()})
+    return Tool(name, d.frame(_DESCRIBE).format(**fill) if d.chance(0.9) else d.prose(d.int(4, 20)).rstrip(",."), tuple(params.values()), ask, noun, verb)
 
 
 def toolbox(d: Draw, count: int) -> list[Tool]:
     """Tools that a request can tell apart: by their nouns, or now and then by the verb alone."""
     tools: dict[str, Tool] = {}
-    alike = d.chance(0.2)
+    alike = d.chance(0.25)
+
+    def plain(t: Tool) -> bool:
+        return t.verb in t.ask.lower().split()
+
     while len(tools) < count:
         drawn = tool(d)
-        if not any(t.noun == drawn.noun and not (alike and t.name[:3] != drawn.name[:3] and t.ask.split()[0] == t.name.split("_")[0].capitalize() and drawn.ask.split()[0] == drawn.name.split("_")[0].capitalize()) for t in tools.values()):
-            if drawn.noun.startswith("get_") and any("weather" in t.name for t in tools.values()) and "weather" in drawn.noun:
-                continue
+        if alike and tools and d.chance(0.5) and (model := next(iter(tools.values()))).verb:
+            drawn = named(d, d.value(VERBS) if d.chance(0.6) else d.coined(), model.noun)
+        same = [t for t in tools.values() if t.noun == drawn.noun or drawn.family and t.family == drawn.family]
+        if all(alike and drawn.verb and drawn.verb != t.verb and plain(t) and plain(drawn) for t in same):
             tools.setdefault(drawn.name, drawn)
     return list(tools.values())
 
@@ -221,11 +242,17 @@ def _count(d: Draw) -> int:
     return d.any([1, 2, 2, 3, 3, 4, 4, 5]) if d.chance(0.93) else d.int(6, 10)
 
 
+def ending(d: Draw, chosen: Tool) -> str:
+    """How a request ends; of the words that follow none belongs to a value."""
+    day = any(p.kind == "day" for p in chosen.params)
+    return d.any([".", "", "?", ".", "", " please.", " please", ", please.", ", thanks.", " right now.", "." if day else " today?", "?" if day else " now?", " for me.", ", ok?"])
+
+
 def one_call(d: Draw) -> Sample:
     tools = toolbox(d, _count(d) if not d.held else d.int(2, 5))
     chosen = d.any(tools)
     text, arguments = request(d, chosen)
-    messages = [*_opening(d), *_earlier(d, tools), user(text + d.any([".", "", "?", ".", " please."]))]
+    messages = [*_opening(d), *_earlier(d, tools), user(text + ending(d, chosen))]
     return Sample("tool call", messages, call_text(chosen.name, arguments), Check("calls", [[chosen.name, arguments]]), [t.schema() for t in tools])
 
 
@@ -261,7 +288,8 @@ def no_call(d: Draw) -> Sample:
     while True:
         absent = tool(d)
         words = set(absent.ask.lower().split()) & {w for w in [*VERBS, *NOUNS]}
-        near = any(words & set(t.ask.lower().split()) for t in tools) or absent.noun in {t.noun for t in tools}
+        near = any(words & set(t.ask.lower().split()) for t in tools) and d.chance(0.7)  # a verb may be shared, but
+        near |= absent.noun in {t.noun for t in tools} or absent.family in {t.family for t in tools} - {""}  # never the thing itself
         if absent.name not in {t.name for t in tools} and not near:
             break
     text, _ = request(d, absent)
