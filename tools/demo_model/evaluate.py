@@ -142,7 +142,7 @@ def check(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO)
-    parser.add_argument("--cases", type=int, default=40, help="per skill")
+    parser.add_argument("--cases", type=int, default=25, help="per skill")
     parser.add_argument("--only", default="", help="skills whose name contains this")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per skill")
     parser.add_argument("--no-card", action="store_true", help="leave the model card as it is")

@@ -181,7 +181,7 @@ def named(d: Draw, verb: str, noun: str) -> Tool:
             params[p.key] = replace(p, optional=d.chance(0.15))
     fill = {"v": verb, "V": verb.capitalize(), "n": noun, "name": name}
     said = d.any(_ALIKE[verb]) if verb in _ALIKE and d.chance(0.25) else verb
-    if d.chance(0.15):  # the noun alone has to tell which tool is meant
+    if not d.held and d.chance(0.15):  # practice only: the noun has to tell which tool is meant, whatever the verb, even another tool's
         said = d.value(VERBS) if d.chance(0.5) else d.any([d.coined(), "take care of", "do", "handle", "deal with", "work on", "see to", "look after"])
     ask = d.frame(_NOUN_ONLY if d.chance(0.1) else _REQUEST).format(**{**fill, "v": said, "V": said.capitalize()})
     return Tool(name, d.frame(_DESCRIBE).format(**fill) if d.chance(0.9) else d.prose(d.int(4, 20)).rstrip(",."), tuple(params.values()), ask, noun, verb)
