@@ -310,7 +310,8 @@ def _num_tokens(stream: Receiver) -> int:
 @asynccontextmanager
 async def _ours(model: str, flags: Sequence[str] = ()) -> AsyncIterator[Endpoint]:
     port = servers.free_port()
-    async with servers.running(servers.ours(model, port, flags), port, "default") as (endpoint, _):
+    command = servers.ours(model, port, [*flags, "--timeout", "3600"])
+    async with servers.running(command, port, "default") as (endpoint, _):
         yield endpoint
 
 
