@@ -59,7 +59,10 @@ async def round_(
             if text != known[seed]:
                 problems.append(f"round {number}: prompt {seed} says {text!r}, said {known[seed]!r}")
         clients = [asyncio.create_task(_client(endpoint, 10_000 * number + 100 * c, known)) for c in range(3)]
-        await asyncio.sleep(rng.uniform(0.5, 4.0))
+        num_before, until = len(known), time.monotonic() + 120
+        while len(known) < num_before + 3 and time.monotonic() < until:
+            await asyncio.sleep(0.05)  # on a busy machine nothing would be written before the end
+        await asyncio.sleep(rng.uniform(0.5, 3.0))
         os.kill(pid, signal.SIGKILL)
         for client in clients:
             client.cancel()
@@ -84,6 +87,8 @@ async def run(*, rounds: int, kind: str, folder: Path | None = None) -> tuple[Co
         for number in range(rounds):
             await round_(model, Path(disk), number, known, counts, problems)
             before, counts["blocks"] = counts["blocks"], whole_blocks(Path(disk), problems)
+            if not counts["blocks"]:
+                problems.append(f"round {number}: nothing was written, so nothing was tried")
             if counts["blocks"] < before:
                 problems.append(f"round {number}: {before} blocks became {counts['blocks']}")
     counts["seconds"] = int(time.monotonic() - started)
