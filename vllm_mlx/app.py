@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from vllm_mlx import __version__, provenance
+from vllm_mlx import __version__, provenance, ranks
 from vllm_mlx.api import adapters, capabilities, control, dashboard, errors, gauges, health, mcp, openapi, pages, rerank
 from vllm_mlx.api.access import RequestScope
 from vllm_mlx.api.anthropic import messages
@@ -143,6 +143,10 @@ def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit code; raises one-sentence errors for what cannot be served."""
     settings, notes = settings.resolve()
     check_formats(settings)
+    place = ranks.join(settings) if settings.model.distributed is not None else None
+    if place is not None and place.rank:
+        logs.configure(settings.server.log_level, settings.server.log_format)
+        return ranks.follow(settings, place)
     warming: list[asyncio.Task[None]] = []
     prompts = read_prompts(settings.cache.warm_prompts) if settings.cache.warm_prompts else []
     server = settings.server
@@ -174,7 +178,7 @@ def serve(settings: Settings) -> int:
 
     def load() -> Loaded:
         context.program = provenance.describe()  # on the loading thread: git is asked, which takes a moment
-        return FleetBackend.load(settings) if settings.is_pool else Backend.load(settings)
+        return FleetBackend.load(settings) if settings.is_pool else Backend.load(settings, place)
 
     lifecycle = Lifecycle(
         http,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vllm_mlx.engine.thread import EngineThread, MlxThread
     from vllm_mlx.models.loader import LoadedModel
     from vllm_mlx.oversight import Oversight
+    from vllm_mlx.ranks import Lead, Place
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,15 @@ class Backend:
     prefix_cache: PrefixCache | None
     disk_tier: DiskTier | None
     adapters: AdapterRegistry
+    ranks: Lead | None
     oneshots: OneShots
     beside: BesideModels
 
     @classmethod
-    def load(cls, settings: Settings) -> Backend:
-        """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each."""
-        return cls.open(ModelFiles.fetch(settings))
+    def load(cls, settings: Settings, place: Place | None = None) -> Backend:
+        """Fetch and load the model; raises ModelLoadError or SettingsError, one sentence each. `place`: as rank 0 of
+        several processes."""
+        return cls.open(ModelFiles.fetch(settings), place=place)
 
     @classmethod
     def open(
@@ -121,6 +124,7 @@ class Backend:
         memory_bytes: int | None = None,
         unpack_limit_bytes: int | None = None,
         adapters: AdapterRegistry | None = None,
+        place: Place | None = None,
     ) -> Backend:
         """Load a model whose files are here. `thread` is shared with other models, `memory_bytes` what rows and prefix
         cache may take, `adapters` outlive it; all three are this model's alone when not given."""
@@ -134,6 +138,7 @@ class Backend:
         from vllm_mlx.guards.memory import check_weights
         from vllm_mlx.models import device, loader
         from vllm_mlx.oversight import Oversight
+        from vllm_mlx.ranks import Lead, splitter
 
         weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in files.beside)
         weights_bytes += read_profile(files.draft).weights_bytes if files.draft is not None else 0
@@ -145,6 +150,7 @@ class Backend:
         loaded_beside: list[tuple[beside.Source, Any]] = []
 
         adapters = adapters or AdapterRegistry()
+        ranks = Lead(place, files, settings.model.distributed_timeout) if place is not None else None
 
         def build(publish: Publish) -> Engine:
             loaded.append(
@@ -154,6 +160,7 @@ class Backend:
                     dtype=model.dtype,
                     trust_remote_code=model.trust_remote_code,
                     unpack_limit_bytes=unpack_limit_bytes,
+                    split=splitter(files) if ranks is not None else None,
                 )
             )
             # All weights before the memory that is left is shared out.
@@ -165,6 +172,8 @@ class Backend:
                 draft_model = loader.load(files.draft, mllm=False, dtype=model.dtype).model
             options.append(engine_options(settings, device.free_bytes(), memory_bytes))
             device.bound_cache(options[0].activation_bytes)
+            if ranks is not None:
+                ranks.gather(options[0])
             built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
             engines.append(
                 build_engine(
@@ -174,12 +183,15 @@ class Backend:
                     judge=oversight.judge,
                     wake=lambda: engine.submit_job(_nothing),
                     draft_model=draft_model,
+                    lead=ranks.lead if ranks is not None else None,
                 )
             )
             engines[0].on_idle.append(device.IdleRelease())
             return oversight.attach(engines[0])
 
         engine = EngineThread(build, thread)
+        if ranks is not None:
+            ranks.on_lost = engine.abandon
         engine.start().result()
         adapters.begin_with(files.adapters)
         adapters.attach(loaded[0].model.adapters, engine.submit_job)
@@ -232,6 +244,7 @@ class Backend:
             prefix_cache=engines[0].scheduler.cache,
             disk_tier=engines[0].scheduler.disk.tier,
             adapters=adapters,
+            ranks=ranks,
             oneshots=oneshots,
             beside=beside.services(settings, oneshots, loaded_beside),
         )
@@ -297,6 +310,8 @@ class Backend:
     def close(self, timeout_s: float) -> bool:
         """End what runs, the MLX thread and the worker threads; False if the thread is stuck in a step."""
         self.adapters.detach()
+        if self.ranks is not None:
+            self.ranks.closes = True
         is_stopped = self.engine.stop(timeout_s)
         if is_stopped and self.disk_tier is not None and not self.disk_tier.join(DISK_CLOSE_S):
             log.warning("the disk cache was not written to its end")

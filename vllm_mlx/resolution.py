@@ -69,6 +69,16 @@ def _check_contradictions(settings: Settings) -> None:
         name, separator, target = alias.partition("=")
         if not (name.strip() and separator and target.strip()):
             raise SettingsError(f"--model-alias takes NAME=TARGET, not {alias!r}.")
+    if settings.model.distributed is not None:
+        beside = settings.beside != type(settings.beside)()
+        for flag, is_set in (
+            ("several models", settings.is_pool), ("--adapter", bool(settings.model.adapter)),
+            ("--mllm", settings.model.mllm is True), ("--disk-cache", settings.cache.disk_cache is not None),
+            ("--draft-model", settings.speculation.draft_model is not None),
+            ("--engine-process", server.engine_process), ("models beside the served one", beside),
+        ):
+            if is_set:
+                raise SettingsError(f"--distributed does not go together with {flag}; leave one of them out.")
     for adapter in settings.model.adapter:
         name, separator, path = adapter.partition("=")
         if not (name.strip() and separator and path.strip()) or ":" in name:

@@ -120,6 +120,12 @@ class ModelSettings:
         "auto", "Type of the weights in memory. `auto` keeps the checkpoint's on a GPU; on a CPU it takes float32, and "
         "unpacks quantised weights, if memory allows. `keep` never converts.", "--dtype",
         choices=("auto", "float32", "bfloat16", "float16", "keep"))
+    distributed: str | None = option(
+        None, "Compute the model in several processes, started by `mlx.launch` or `mpirun`: each has a part of every "
+        "layer (tensor), or some of the layers (pipeline).", "--distributed", choices=("tensor", "pipeline"))
+    distributed_timeout: float = option(
+        120.0, "Seconds a step may take before a process counts as stuck, and all end.", "--distributed-timeout",
+        above=0, metavar="S")
     adapter: tuple[str, ...] = option(
         (), "LoRA adapter (folder or hub id) to load with the model; a request uses it as model `MODEL:NAME` or by its "
         "`adapter` field. May be repeated.", "--adapter", metavar="NAME=PATH")

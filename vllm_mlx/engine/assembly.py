@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_mlx.engine.background import Worker
 from vllm_mlx.engine.chunking import StallBoundedChunk
@@ -12,10 +13,11 @@ from vllm_mlx.engine.disk_codec import KVCodec
 from vllm_mlx.engine.disk_folder import shared_folder
 from vllm_mlx.engine.disk_tier import DiskTier, TierOptions
 from vllm_mlx.engine.draft_model import DraftModel
-from vllm_mlx.engine.engine import Engine, Publish
+from vllm_mlx.engine.engine import Engine, Publish, Runner
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.media_cache import MediaCache
 from vllm_mlx.engine.prefix_cache import PrefixCache
+from vllm_mlx.engine.ranks import LeadRunner
 from vllm_mlx.engine.runner import ModelRunner
 from vllm_mlx.engine.scheduler import Limits, Scheduler
 from vllm_mlx.engine.sequence import Sequence
@@ -73,10 +75,12 @@ def build_engine(
     judge: Callable[[Sequence], str | None] = lambda sequence: None,
     wake: Callable[[], object] = lambda: None,
     draft_model: LanguageModel | None = None,
+    lead: Callable[[ModelRunner], LeadRunner] | None = None,
 ) -> Engine:
     """An engine ready to step; `wake` makes its sleeping thread call `idle` again, and may be called from any thread.
 
-    Raises SettingsError where the options cannot be met with this model.
+    `lead` makes the runner one that other ranks follow. Raises SettingsError where the options cannot be met with this
+    model.
     """
     if options.memory_bytes < MIN_KV_BYTES:
         raise SettingsError(
@@ -84,24 +88,8 @@ def build_engine(
             f"{MIN_KV_BYTES >> 20} MiB are the least. Use a smaller or more strongly quantised model."
         )
     prefix_cache_bytes = options.prefix_cache_bytes if model.profile.shares_prefixes else 0
-    quantization = Quantization(options.kv_bits, options.kv_group_size) if options.kv_bits else None
-    try:
-        runner = ModelRunner(
-            model,
-            quantization=quantization,
-            media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
-            checkpoint_step=options.block_size if prefix_cache_bytes else 0,
-            is_invariant=options.batch_invariant,
-            seed=options.seed,
-            speculator=_speculator(options, draft_model),
-        )
-    except ValueError as error:
-        if quantization is None:
-            raise
-        raise SettingsError(
-            f"--kv-bits {options.kv_bits} cannot be used with {model.profile.name}: {error} Leave the flag out, "
-            "or choose another --kv-group-size."
-        ) from error
+    # Ranks that follow know no guesses.
+    runner = build_runner(model, options, speculator=_speculator(options, draft_model) if lead is None else None)
     # What encoders keep comes out of the same memory.
     encoder_bytes = options.encoder_cache_bytes if model.profile.is_multimodal else 0
     memory_bytes = max(MIN_KV_BYTES, options.memory_bytes - encoder_bytes)
@@ -121,8 +109,9 @@ def build_engine(
         lambda context: activations.tokens_within(options.activation_bytes, context),
     )
     tier = _disk_tier(cache, options.disk, wake) if cache is not None and options.disk is not None else None
+    outer: Runner[Any] = lead(runner) if lead is not None else runner
     scheduler = Scheduler(
-        runner,
+        outer,
         cache,
         Limits(options.max_rows, memory_bytes),
         max_tokens_per_step=options.max_tokens_per_step,
@@ -137,7 +126,7 @@ def build_engine(
         judge=judge,
         tier=tier,
     )
-    engine = Engine(scheduler, runner, publish)
+    engine = Engine(scheduler, outer, publish)
     engine.on_step.append(sizer.observe)
     if runner.speculator is not None:
         engine.on_finished.append(runner.speculator.remember)
@@ -151,6 +140,32 @@ def build_engine(
         engine.reports.append(tier.metrics)
         engine.on_stop.append(tier.stop)
     return engine
+
+
+def build_runner(
+    model: LanguageModel, options: EngineOptions, *, samples: bool = True, speculator: Speculator | None = None
+) -> ModelRunner:
+    """The runner alone; ranks that follow have no more than that, and do not sample."""
+    quantization = Quantization(options.kv_bits, options.kv_group_size) if options.kv_bits else None
+    keeps_prefixes = bool(options.prefix_cache_bytes and model.profile.shares_prefixes)
+    try:
+        return ModelRunner(
+            model,
+            quantization=quantization,
+            media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
+            checkpoint_step=options.block_size if keeps_prefixes else 0,
+            is_invariant=options.batch_invariant,
+            samples=samples,
+            seed=options.seed,
+            speculator=speculator,
+        )
+    except ValueError as error:
+        if quantization is None:
+            raise
+        raise SettingsError(
+            f"--kv-bits {options.kv_bits} cannot be used with {model.profile.name}: {error} Leave the flag out, "
+            "or choose another --kv-group-size."
+        ) from error
 
 
 def _disk_tier(cache: PrefixCache, options: DiskOptions, wake: Callable[[], object]) -> DiskTier:

@@ -388,6 +388,17 @@ class GroupedEntry:
         """int32 [T]: positions of all new tokens, for models that make position ids before their layers."""
         return mx.concatenate([group.positions for group in self.groups])
 
+    # Models split over several processes hang what they send on the keys, so that it is computed with them.
+
+    @property
+    def keys(self) -> mx.array:
+        keys: mx.array = self.groups[0].entry.keys
+        return keys
+
+    @keys.setter
+    def keys(self, value: mx.array) -> None:
+        self.groups[0].entry.keys = value
+
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> GroupedMask:
         return GroupedMask(return_array, window_size)
 

@@ -112,7 +112,10 @@ class PackedAttention:
 
     @keys.setter
     def keys(self, value: mx.array) -> None:
+        """What hangs on `value` (a model split over processes hangs what it sends there) must come with a row's keys,
+        since only these are evaluated."""
         self._seen = (value, *self._seen[0][1:]), self._seen[1]
+        self._rows[0].keys = mx.depends(self._rows[0].keys, value)
 
     @property
     def values(self) -> mx.array:

@@ -83,7 +83,7 @@ class ModelRunner:
     Models whose caches cannot stand side by side are decoded row by row, all rows within one step. `checkpoint_step`:
     every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never). `slack_bytes`: so
     much memory may be wasted on padding, whatever the ratio. `is_invariant`: no answer may depend on what is computed
-    beside it; `invariance` says what that takes here.
+    beside it; `invariance` says what that takes here. `samples`: False on ranks that only compute their part.
     """
 
     def __init__(
@@ -95,10 +95,12 @@ class ModelRunner:
         checkpoint_step: int = 0,
         slack_bytes: int = 16 << 20,
         is_invariant: bool = False,
+        samples: bool = True,
         seed: int | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         self.model = model
+        self._samples = samples
         self.layout = Layout(model.make_cache, quantization)
         self.footprint: Footprint = measure_footprint(
             self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
@@ -381,11 +383,14 @@ class ModelRunner:
 
     # ── one decode step ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _decode(self, seats: SequenceOf[Seat], drafts: SequenceOf[tuple[int, ...]] = ()) -> SampledBatch:
+    def _decode(self, seats: SequenceOf[Seat], drafts: SequenceOf[tuple[int, ...]] = ()) -> SampledBatch | None:
         if self.is_batched:
             logits = self._batched_logits(seats, drafts or ((),) * len(seats))
         else:
             logits = self._single_logits(seats)
+        if not self._samples:
+            mx.eval(logits, self._states(seats), self._keep_states(seats))
+            return None
         guides = [seat.sampling.guide for seat in seats]
         if any(guide is not None for guide in guides):
             mx.async_eval(logits)  # the device computes while the host makes the masks

@@ -181,6 +181,12 @@ class EngineThread:
     def is_alive(self) -> bool:
         return self._ready.done() and not self._ended.is_set()
 
+    def abandon(self, detail: str) -> None:
+        """Answer everybody with an error and take nothing more, though the thread may be stuck for ever."""
+        self._status = EngineStatus(is_healthy=False, failure=detail)
+        self._ended.set()
+        self._tell_all(detail)
+
     def cancel(self, request_id: str) -> None:
         """End a request at the next step boundary; unknown and finished ids are ignored."""
         self._thread.put(self, Cancel(request_id))
@@ -330,11 +336,13 @@ class EngineThread:
     def _end(self) -> None:
         """Let the engine go; every reader still waiting gets a final event."""
         self._engine = None
-        detail = self._status.failure or "the server is shutting down"
+        self._ended.set()
+        self._tell_all(self._status.failure or "the server is shutting down")
+
+    def _tell_all(self, detail: str) -> None:
         with self._lock:
             left = list(self._mailboxes)
         last = [TokenEvent(request_id, finish_reason=FinishReason.ERROR, detail=detail) for request_id in left]
-        self._ended.set()
         self._deliver(last, EngineStatus(is_healthy=False, failure=detail))
 
 

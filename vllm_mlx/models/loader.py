@@ -6,6 +6,7 @@ wrong with a folder ends as one `ModelLoadError`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,11 @@ def load(
     trust_remote_code: bool = False,
     memory_limit_bytes: int | None = None,
     unpack_limit_bytes: int | None = None,
+    split: Callable[[Any], None] | None = None,
 ) -> LoadedModel:
     """Load the model in folder `path`. `mllm`: True demands encoders, False leaves them out, None goes by metadata.
 
+    `split` takes this rank's part of a text model before its weights are read (`sharding.py`).
     `--dtype auto` makes float32 of the weights on a CPU only if they then take at most `unpack_limit_bytes`.
     """
     profile = read_profile(path)
@@ -75,10 +78,10 @@ def load(
         unpack_limit_bytes=unpack_limit_bytes,
     )
     if not profile.is_multimodal:
-        return _load_text(profile, precision, trust_remote_code=trust_remote_code)
+        return _load_text(profile, precision, trust_remote_code=trust_remote_code, split=split)
     as_text = replace(profile, is_multimodal=False, modalities=frozenset({"text"}))
-    if mllm is False:
-        return _load_text(as_text, precision, trust_remote_code=trust_remote_code)
+    if mllm is False or split is not None:
+        return _load_text(as_text, precision, trust_remote_code=trust_remote_code, split=split)
 
     from .multimodal import load_multimodal  # mlx-vlm is slow to import and text models do not need it
 
@@ -98,9 +101,17 @@ def load(
             raise error from None
 
 
-def _load_text(profile: ModelProfile, precision: Precision, *, trust_remote_code: bool) -> LoadedModel:
+def _load_text(
+    profile: ModelProfile,
+    precision: Precision,
+    *,
+    trust_remote_code: bool,
+    split: Callable[[Any], None] | None = None,
+) -> LoadedModel:
     with loading(profile):
         weights, _ = mlx_lm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
+        if split is not None:
+            split(weights)
         apply_precision(weights, precision)
     profile = with_precision(profile, weights, precision.note)
     tokenizer = load_tokenizer(profile, trust_remote_code=trust_remote_code)
