@@ -68,10 +68,9 @@ class Place:
     @classmethod
     def take(cls) -> Place:
         """Join the group that the launcher made; waits for all. Raises SettingsError when there is none."""
-        import mlx.core as mx  # after the BLAS
+        from vllm_mlx.models import sharding  # imports MLX: after the BLAS
 
-        group = mx.distributed.init()
-        rank, size = group.rank(), group.size()
+        rank, size = sharding.place()
         if size < 2:
             raise SettingsError(
                 "--distributed needs several processes; start it with MLX's launcher: "
@@ -83,8 +82,7 @@ class Place:
             key, host = secrets.token_bytes(KEY_BYTES), _own_address()
             listener = Listener((host, 0), backlog=size, authkey=key)
             note = key + host.encode().ljust(HOST_BYTES, b"\0") + listener.address[1].to_bytes(8, "little")
-        # Everybody else's note is zero, so the sum is rank 0's.
-        said = bytes(mx.distributed.all_sum(mx.array(list(note), dtype=mx.int32)).tolist())
+        said = sharding.shared(note)
         host = said[KEY_BYTES : KEY_BYTES + HOST_BYTES].rstrip(b"\0").decode()
         port = int.from_bytes(said[KEY_BYTES + HOST_BYTES :], "little")
         return cls(rank, size, host, port, said[:KEY_BYTES], listener)

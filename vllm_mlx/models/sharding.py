@@ -17,6 +17,17 @@ from .profile import ModelProfile
 HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are; (0, 1) without a launcher. Waits for all."""
+    group = mx.distributed.init()
+    return group.rank(), group.size()
+
+
+def shared(note: bytes) -> bytes:
+    """Rank 0's `note`, to all; the others give zeros of the same length, so the sum is rank 0's."""
+    return bytes(mx.distributed.all_sum(mx.array(list(note), dtype=mx.int32)).tolist())
+
+
 def splitter(kind: str, profile: ModelProfile, config: dict[str, Any]) -> Callable[[Any], None]:
     """What takes this rank's part of a lazily loaded model; `kind` is tensor or pipeline.
 
