@@ -42,7 +42,7 @@ def test_local_models_are_listed_with_kind_size_and_whether_they_fit(tmp_path):
     found = {model.name: model for model in models.list_models(1 << 40, tmp_path)}
     assert "org/unfinished" not in found and {"demo", "org/whole"} <= set(found)
     whole = found["org/whole"]
-    assert (whole.kind, whole.precision, whole.fits) == ("text + image + video", "float32", "yes")
+    assert (whole.kind, whole.precision, whole.fits) == ("text + image + video", "8-bit", "yes")
     assert whole.disk_bytes > whole.weights_bytes > 1 << 20
 
 
