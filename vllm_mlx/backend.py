@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 # activations, media and everybody else on the machine.
 KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
+# What may be spent on padding rather than on one more group of rows. A group costs a GPU some 2 ms of launches a step
+# (docs/benchmarks/gpu.md), in which it reads more than this; a CPU next to nothing.
+CPU_SLACK_BYTES, GPU_SLACK_BYTES = 16 << 20, 512 << 20
 MIN_ACTIVATION_BYTES = 64 << 20
 DISK_CLOSE_S = 3.0
 """How long the prefixes that are not on disk yet may take to be written when the model goes."""
@@ -170,7 +173,8 @@ class Backend:
             draft_model = None
             if files.draft is not None:
                 draft_model = loader.load(files.draft, mllm=False, dtype=model.dtype).model
-            options.append(engine_options(settings, device.free_bytes(), memory_bytes))
+            is_cpu = device.report().backend == "cpu"
+            options.append(engine_options(settings, device.free_bytes(), memory_bytes, is_cpu=is_cpu))
             device.bound_cache(options[0].activation_bytes)
             if ranks is not None:
                 ranks.gather(options[0])
@@ -339,7 +343,9 @@ def media_sources(settings: Settings) -> MediaSources:
     )
 
 
-def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None = None) -> EngineOptions:
+def engine_options(
+    settings: Settings, free_bytes: int, memory_bytes: int | None = None, *, is_cpu: bool = True
+) -> EngineOptions:
     """The engine's plain values out of the settings and the memory that is left beside the weights."""
     from vllm_mlx.engine.assembly import EngineOptions  # imports MLX
 
@@ -357,6 +363,7 @@ def engine_options(settings: Settings, free_bytes: int, memory_bytes: int | None
         prefix_cache_bytes=prefix_cache_bytes,
         # What rows and prefixes leave is halved between activations and buffers kept for reuse.
         activation_bytes=max(MIN_ACTIVATION_BYTES, int(memory_bytes / KV_SHARE * (1 - KV_SHARE) / 2)),
+        slack_bytes=CPU_SLACK_BYTES if is_cpu else GPU_SLACK_BYTES,
         max_rows=batch.max_num_seqs,
         max_tokens_per_step=batch.max_batch_tokens,
         prefill_step=batch.prefill_step_size,

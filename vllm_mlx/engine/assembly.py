@@ -45,12 +45,14 @@ class EngineOptions:
 
     `memory_bytes` is what rows and prefix cache together may take (weights are not in it); `prefix_cache_bytes` is the
     part of it that finished prefixes may keep, 0 for no prefix cache. `activation_bytes` is what computing a prompt
-    chunk may take beside both: chunks are no larger.
+    chunk may take beside both: chunks are no larger. `slack_bytes` may be spent on padding rows, rather than on more
+    groups of them.
     """
 
     memory_bytes: int
     prefix_cache_bytes: int
     activation_bytes: int = 1 << 30
+    slack_bytes: int = 16 << 20
     max_rows: int = 256
     max_tokens_per_step: int = 2048
     prefill_step: int = 512
@@ -154,6 +156,7 @@ def build_runner(
             quantization=quantization,
             media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
             checkpoint_step=options.block_size if keeps_prefixes else 0,
+            slack_bytes=min(options.slack_bytes, options.memory_bytes // 32),
             is_invariant=options.batch_invariant,
             samples=samples,
             seed=options.seed,
