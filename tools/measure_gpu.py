@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,10 @@ from mlx_lm.models import qwen3  # noqa: E402
 
 from vllm_mlx.engine.assembly import EngineOptions, build_engine  # noqa: E402
 from vllm_mlx.engine.engine import Engine  # noqa: E402
+from vllm_mlx.engine.ranks import LeadRunner  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams  # noqa: E402
+from vllm_mlx.engine.runner import ModelRunner  # noqa: E402
+from vllm_mlx.engine.step import EngineStatus, TokenEvent  # noqa: E402
 from vllm_mlx.models.profile import ModelProfile  # noqa: E402
 from vllm_mlx.models.text import TextModel  # noqa: E402
 
@@ -43,6 +47,8 @@ VOCAB = 151936
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                  intermediate_size=128, tie_word_embeddings=True, vocab_size=1024),
+    "small": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                  intermediate_size=128, tie_word_embeddings=True, vocab_size=1024),
     "0.6b": dict(hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
                  intermediate_size=3072, tie_word_embeddings=True),
     "4b": dict(hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
@@ -136,17 +142,19 @@ def prompts_of(context: str, rows: int, seed: int, vocab: int) -> list[list[int]
 
 
 class Ours:
-    """The engine stepped in a loop."""
+    """The engine stepped in a loop. `lead`: makes its runner one that other processes follow."""
 
-    def __init__(self, model: qwen3.Model, rows: int) -> None:
+    def __init__(self, model: qwen3.Model, rows: int, lead: Callable[[ModelRunner], LeadRunner] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()  # the engine reads the config to know what activations take
         folder = Path(self._folder.name)
         (folder / "config.json").write_text(json.dumps(asdict(model.args)))
         profile = ModelProfile("qwen3", folder, "qwen3", vocab_size=model.args.vocab_size)
-        options = EngineOptions(
+        self.options = EngineOptions(
             memory_bytes=_free_bytes() // 2, prefix_cache_bytes=0, max_rows=rows, prefill_step=2048, seed=0
         )
-        self.engine: Engine = build_engine(TextModel(model, profile), options, lambda events, status: None)
+        self.text_model = TextModel(model, profile)
+        self.tokens: dict[str, list[int]] = defaultdict(list)
+        self.engine: Engine = build_engine(self.text_model, self.options, self._hear, lead=lead)
         self._count = 0
         self._waited_s = 0.0
         collect = self.engine.runner.collect
@@ -159,8 +167,13 @@ class Ours:
 
         self.engine.runner.collect = timed  # type: ignore[method-assign]
 
-    def run(self, prompts: Sequence[Sequence[int]], num_steps: int, sampling: SamplingParams | None = None
-            ) -> tuple[float, list[float], float]:
+    def _hear(self, events: Sequence[TokenEvent], status: EngineStatus) -> None:
+        for event in events:
+            self.tokens[event.request_id] += event.token_ids
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], num_steps: int, sampling: SamplingParams | None = None
+    ) -> tuple[float, list[float], float]:
         """(seconds until all rows decode, seconds of each step after that, mean seconds waited in these)."""
         started = time.perf_counter()
         for prompt in prompts:
@@ -201,8 +214,9 @@ def run_theirs(model: qwen3.Model, prompts: Sequence[list[int]], num_steps: int)
     return prefilled, times
 
 
-def measure(name: str, bits: int, rows: Sequence[int], contexts: Sequence[str], num_steps: int, with_theirs: bool
-            ) -> Iterator[Case]:
+def measure(
+    name: str, bits: int, rows: Sequence[int], contexts: Sequence[str], num_steps: int, with_theirs: bool
+) -> Iterator[Case]:
     """One case for each number of rows and each context."""
     bandwidth = copy_bandwidth()
     model = make_model(name, bits)
@@ -315,8 +329,12 @@ def main(argv: Sequence[str]) -> None:
                 for c in measure(name, bits, rows, options.contexts.split(","), options.steps, not options.alone):
                     cases.append(c)
                     shown = [c.ours_ms, c.wait_ms, c.theirs_ms, c.floor_ms, c.prefill_ours_s, c.prefill_theirs_s]
-                    print(f"| {c.model} | {c.bits} | {c.rows} | {c.context} | "
-                          + " | ".join("-" if v is None else f"{v:.2f}" for v in shown) + f" | {c.error}", flush=True)
+                    print(
+                        f"| {c.model} | {c.bits} | {c.rows} | {c.context} | "
+                        + " | ".join("-" if v is None else f"{v:.2f}" for v in shown)
+                        + f" | {c.error}",
+                        flush=True,
+                    )
                     if options.json:
                         report = {**facts, "host": host, "cases": [asdict(case) for case in cases]}
                         options.json.write_text(json.dumps(report, indent=1))
