@@ -74,7 +74,7 @@ async def test_a_shared_cache_has_one_namespace():
 async def test_only_health_and_static_pages_are_open():
     context = make_context(api_keys=KEYS)
     async with client_for(context) as client:
-        for path in ("/health", "/openapi.json", "/docs"):
+        for path in ("/health", "/health/ready", "/health/live", "/openapi.json", "/docs"):
             assert (await client.get(path)).status_code == 200, path
         assert (await client.head("/")).status_code == 200
         for path in (

@@ -45,8 +45,11 @@ async def test_health_is_200_while_the_engine_is_healthy():
     ],
 )
 async def test_health_is_503_with_the_reason_when_nothing_can_be_served(fields, word):
-    response = await get(make_context(**fields), "/health")
-    assert response.status_code == 503 and response.json()["status"] == word and response.json()["reason"]
+    for path in ("/health", "/health/ready"):
+        response = await get(make_context(**fields), path)
+        assert response.status_code == 503 and response.json()["status"] == word and response.json()["reason"]
+    live = await get(make_context(**fields), "/health/live")
+    assert live.status_code == (503 if word == "unhealthy" else 200), "only a failed engine is worth a restart"
 
 
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.DRAINING, Phase.FAILED])

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 
 from vllm_mlx.supervisor.proxy import Proxy
 
@@ -66,9 +67,9 @@ class Children:
 
 
 @asynccontextmanager
-async def front(*scripts: Handler) -> AsyncIterator[tuple[httpx.AsyncClient, Children]]:
+async def front(*scripts: Handler, calls_tools: bool = False) -> AsyncIterator[tuple[httpx.AsyncClient, Children]]:
     children = Children(list(scripts))
-    proxy = Proxy(children, max_body_bytes=1000)  # type: ignore[arg-type]
+    proxy = Proxy(children, max_body_bytes=1000, calls_tools=calls_tools)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=proxy), base_url="http://front") as client:
         yield client, children
 
@@ -143,11 +144,54 @@ async def test_a_request_that_was_in_three_crashes_is_given_up() -> None:
     assert response.status_code == 503 and response.json()["type"] == "error" and len(children.requests) == 3
 
 
+CHANGING = [
+    ("POST", "/v1/mcp/execute"),
+    ("POST", "/v1/models/a/b/load"),
+    ("POST", "/v1/models/x/unload"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("DELETE", "/v1/cache"),
+    ("DELETE", "/v1/responses/r1"),
+    ("POST", "/v1/responses/r1/cancel"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGING)
+async def test_what_changes_something_is_not_asked_again(method: str, path: str) -> None:
+    def cut_off(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=Body(b'{"content"', dies=True))
+
+    def broken(request: httpx.Request) -> httpx.Response:
+        raise httpx.RemoteProtocolError("the peer closed the connection")
+
+    for script in (cut_off, broken):
+        async with front(script, answer) as (client, children):
+            response = await client.request(method, path, content=b"{}")
+        assert len(children.requests) == 1
+        assert response.status_code == 502 and "may have been carried out or not" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("script", [refuse, still_loading])
+async def test_what_reached_no_engine_is_asked_again_whatever_it_is(script: Handler) -> None:
+    async with front(script, answer) as (client, children):
+        response = await client.post("/v1/mcp/execute", content=b"x")
+    assert (response.status_code, len(children.requests)) == (201, 2)
+
+
+async def test_an_answer_that_may_have_called_tools_is_not_generated_again() -> None:
+    cut_off = stream(b": keep-alive\n\n")
+    async with front(cut_off, answer, calls_tools=True) as (client, children):
+        response = await client.post("/v1/chat/completions", content=b"{}")
+        assert len(children.requests) == 1 and "may have been carried out or not" in response.text
+        assert (await client.post("/v1/embeddings", content=b"x")).status_code == 201
+
+
 async def test_health_is_answered_without_a_child() -> None:
     async with front(refuse) as (client, children):
-        response = await client.get("/health")
-    assert response.status_code == 503 and not children.requests
-    assert response.json()["status"] == "restarting" and response.json()["engine_process"]["num_crashes"] == 2
+        for path, status in (("/health", 503), ("/health/ready", 503), ("/health/live", 200)):
+            response = await client.get(path)
+            assert response.status_code == status and not children.requests
+            assert response.json()["status"] == "restarting" and response.json()["engine_process"]["num_crashes"] == 2
 
 
 async def test_a_body_that_is_too_large_goes_no_further() -> None:

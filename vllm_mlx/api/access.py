@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 # What may be echoed into a header and a log line.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 # Asked again and again by probes and by our own pages.
-_QUIET_PATHS = frozenset({"/health", "/metrics", "/", "/dashboard", "/v1/dashboard", "/v1/requests"})
+_QUIET_PATHS = frozenset(
+    {"/health", "/health/ready", "/health/live", "/metrics", "/", "/dashboard", "/v1/dashboard", "/v1/requests"}
+)
 
 
 class RequestScope:

@@ -1,7 +1,7 @@
 """Who may call: a key as `Authorization: Bearer KEY` or `x-api-key: KEY`, compared in constant time. Pure ASGI.
 
-Open without a key: `/health`, CORS preflights, and static pages that reveal nothing of this server (the chat page and
-dashboard, the API's documentation). Everything else follows the policy.
+Open without a key: `/health` and its two probes, CORS preflights, and static pages that reveal nothing of this server
+(the chat page and dashboard, the API's documentation). Everything else follows the policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_mlx.api.errors import HttpError, error_response
 from vllm_mlx.api.requests import Caller
 
-OPEN_PATHS = frozenset({"/", "/dashboard", "/health", "/docs", "/openapi.json", "/favicon.ico"})
+OPEN_PATHS = frozenset(
+    {"/", "/dashboard", "/health", "/health/ready", "/health/live", "/docs", "/openapi.json", "/favicon.ico"}
+)
 OPEN_PREFIXES = ("/ui/",)
 
 

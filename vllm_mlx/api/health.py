@@ -1,4 +1,7 @@
-"""GET /health (always open, never touches the engine thread), /health/diagnostics, /metrics."""
+"""GET /health, /health/ready, /health/live (always open, never touch the engine thread), /health/diagnostics, /metrics.
+
+Ready: new requests may be sent here. Live: the process is worth keeping; who watches it restarts one that is not.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,32 @@ async def health(context: Context) -> Response:
     if reason:
         body["reason"] = reason
     return json_response(body, 200 if status == "healthy" else 503)
+
+
+@router.head("/health/ready", include_in_schema=False)
+@router.get(
+    "/health/ready",
+    summary="Whether new requests may be sent here",
+    description="For balancers: 200 when they may; 503 while loading, shutting down, or after the engine failed.",
+)
+async def ready(context: Context) -> Response:
+    status, reason = liveness(context)
+    return _probe(status, reason, is_good=status == "healthy")
+
+
+@router.head("/health/live", include_in_schema=False)
+@router.get(
+    "/health/live",
+    summary="Whether the process should be kept",
+    description="For whoever restarts it: 200 also while loading and while shutting down; 503 after the engine failed.",
+)
+async def live(context: Context) -> Response:
+    status, reason = liveness(context)
+    return _probe(status, reason, is_good=status != "unhealthy")
+
+
+def _probe(status: str, reason: str | None, *, is_good: bool) -> Response:
+    return json_response({"status": status, **({"reason": reason} if reason else {})}, 200 if is_good else 503)
 
 
 @router.get(

@@ -132,6 +132,8 @@ SHOWN: dict[str, Shown] = {
     "delete /v1/cache": Shown(None, {"object": "cache.cleared", "status": "ok", "freed_bytes": 0}),
     "get /v1/capabilities": Shown(None, {"object": "capabilities", "version": "0.1.0", "model_loaded": True}),
     "get /health": Shown(None, {"status": "healthy", "model_loaded": True, "version": "0.1.0"}),
+    "get /health/ready": Shown(None, {"status": "healthy"}),
+    "get /health/live": Shown(None, {"status": "healthy"}),
     "get /health/diagnostics": Shown(None, {"status": "healthy", "checks": {}}),
     "get /metrics": Shown(media=("text/plain",)),
     "get /v1/dashboard": Shown(media=(EVENTS,)),

@@ -1,6 +1,8 @@
 """The front's HTTP side: passes requests to the child, and asks again what a crash took before anything was shown.
 
-A pure ASGI application. Bodies are passed as they come; a request's body is kept until its answer has begun.
+A pure ASGI application. Bodies are passed as they come; a request's body is kept until its answer has begun. Only what
+may be done twice is asked again: reading, and computing an answer. What changes something is not, since a process that
+has ended cannot say how far it came.
 """
 
 from __future__ import annotations
@@ -21,6 +23,16 @@ log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
 """A request that was running in so many crashes may be their cause: it is not tried again."""
+READING = ("GET", "HEAD", "OPTIONS")
+GENERATING = frozenset(
+    ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")  # where tools may be called in between
+)
+COMPUTING = frozenset(
+    ("/v1/responses/input_tokens", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings")
+    + ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score")
+    + ("/v1/audio/transcriptions", "/v1/audio/translations", "/v1/audio/speech")
+)
+PROBES = ("/health", "/health/ready", "/health/live")
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
 )
@@ -44,19 +56,26 @@ class Children(Protocol):
 
 
 class EngineLost(Exception):
-    """The child went away before the answer was complete."""
+    """The child went away before the answer was complete. `was_untouched`: it had not begun to work on it."""
+
+    def __init__(self, *, was_untouched: bool = False) -> None:
+        super().__init__()
+        self.was_untouched = was_untouched
 
 
 class Proxy:
-    def __init__(self, children: Children, *, max_body_bytes: int) -> None:
+    """`calls_tools`: answers may call tools of MCP servers on the way, so that generating, too, changes something."""
+
+    def __init__(self, children: Children, *, max_body_bytes: int, calls_tools: bool = False) -> None:
         self._children = children
         self._max_body_bytes = max_body_bytes
+        self._repeatable = COMPUTING if calls_tools else COMPUTING | GENERATING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        if scope["path"] == "/health" and scope["method"] in ("GET", "HEAD"):
-            await self._health(send)
+        if scope["path"] in PROBES and scope["method"] in ("GET", "HEAD"):
+            await self._health(scope["path"], send)
             return
         body = await _read_body(receive, self._max_body_bytes)
         if body is None:
@@ -77,25 +96,33 @@ class Proxy:
             try:
                 await answer.relay(child, scope, body)
                 return
-            except EngineLost:
+            except EngineLost as lost:
                 await child.gone()
                 if answer.has_shown:
                     await answer.fail("The engine's process ended while it generated this answer; ask again.")
                     return
+                if not (lost.was_untouched or scope["method"] in READING or path in self._repeatable):
+                    await answer.fail(
+                        "The engine's process ended during this request, which may have been carried out or not; "
+                        "it is not repeated by itself. Look before you ask again.",
+                        status=502,
+                    )
+                    return
                 log.warning("%s is asked again: the engine's process ended before its answer began", path)
         await answer.fail("The engine's process has ended and this request was lost; ask again later.")
 
-    async def _health(self, send: Send) -> None:
-        """The child's own answer when there is one, and always what became of its process."""
+    async def _health(self, path: str, send: Send) -> None:
+        """The child's own answer when there is one, and always what became of its process. Who can start another child
+        is alive without one."""
         report = self._children.report()
         child = self._children.current
         if child is not None:
             with suppress(httpx.HTTPError):
-                answer = await child.client.get("/health", timeout=5.0)
+                answer = await child.client.get(path, timeout=5.0)
                 await _send_json(send, answer.status_code, {**answer.json(), "engine_process": report})
                 return
         body = {"status": "restarting", "reason": report["last_crash"] or "the engine's process is starting"}
-        await _send_json(send, 503, {**body, "engine_process": report})
+        await _send_json(send, 200 if path == "/health/live" else 503, {**body, "engine_process": report})
 
 
 class Answer:
@@ -116,10 +143,11 @@ class Answer:
         try:
             response = await child.client.send(request, stream=True)
         except httpx.TransportError as error:
-            raise EngineLost from error
+            raise EngineLost(was_untouched=isinstance(error, httpx.ConnectError)) from error
         try:
             if response.status_code == 503 and child.has_ended:
-                raise EngineLost  # the next child, which took the connection from the backlog while it was loading
+                # From the next child, which took the connection from the backlog while it was loading.
+                raise EngineLost(was_untouched=True)
             await self._pass_on(response)
         except httpx.TransportError as error:
             raise EngineLost from error
@@ -151,13 +179,13 @@ class Answer:
         start: Message = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         await self._send(start)
 
-    async def fail(self, message: str) -> None:
+    async def fail(self, message: str, status: int = 503) -> None:
         """End with an error: an event in a stream that has begun, else a status."""
         if self._has_started:
             body = error_event(self._path, message) if self._is_stream else b""
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
         else:
-            await _send_json(self._send, 503, error_body(self._path, message, "engine_crashed"))
+            await _send_json(self._send, status, error_body(self._path, message, "engine_crashed"))
 
 
 def _target(scope: Scope) -> str:

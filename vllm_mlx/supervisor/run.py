@@ -104,7 +104,11 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
 
     async def serve() -> int:
         supervisor = Supervisor([*arguments, "--port", str(port)], place)
-        proxy = Proxy(supervisor, max_body_bytes=int(settings.server.max_body_mb * 2**20))
+        proxy = Proxy(
+            supervisor,
+            max_body_bytes=int(settings.server.max_body_mb * 2**20),
+            calls_tools=settings.mcp.mcp_config is not None and settings.mcp.mcp_in_chat,
+        )
         http = make_http_server(proxy, settings.server)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
