@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from vllm_mlx.bench import servers
+from vllm_mlx.bench import rivals, servers
 from vllm_mlx.bench.agent_models import KINDS, build_kind
 from vllm_mlx.bench.client import Endpoint, Receiver, send, stream_chat
 from vllm_mlx.bench.measure import Trace
@@ -318,7 +318,7 @@ async def _ours(model: str, flags: Sequence[str] = ()) -> AsyncIterator[Endpoint
 @asynccontextmanager
 async def _mlx_lm(model: str) -> AsyncIterator[Endpoint]:
     port = servers.free_port()
-    command = servers.mlx_lm(model, port, with_our_blas=True)
+    command = rivals.command(rivals.RIVALS["mlx-lm"], model, port, rivals.Blas.OURS)
     async with servers.running(command, port, "default_model") as (endpoint, _):
         yield endpoint
 

@@ -1,4 +1,4 @@
-"""`vllm-mlx bench`: measures this server, the engine alone, mlx-lm's server, or any OpenAI-compatible URL.
+"""`vllm-mlx bench`: measures this server, the engine alone, other projects' servers, or any OpenAI-compatible URL.
 
 Without a URL it builds its own small model, starts the servers itself, and ends them. Targets take turns within each
 round, on the same prompts, so that a busy machine hurts all alike; medians over the rounds are shown.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vllm_mlx.bench import numbers, servers, workloads
+from vllm_mlx.bench import numbers, rivals, servers, speed, workloads
 from vllm_mlx.bench.client import Endpoint
 from vllm_mlx.bench.floor import measure_floor
 from vllm_mlx.bench.image_model import build_image_model
@@ -60,14 +60,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--agent", action="store_true",
                         help="measure a day of agents instead: sessions, restarts, stalls (`bench --agent --help`)")
     parser.add_argument("--numbers", action="store_true", help="measure the numbers this server promises")
+    parser.add_argument("--speed", action="store_true",
+                        help="measure the speed this server promises beside the best --rival")
     parser.add_argument("--images", action="store_true", help="measure what this server promises for pictures")
     parser.add_argument("--url", help="measure this running server instead of starting one, e.g. http://host:8000/v1")
     parser.add_argument("--compare", metavar="URL", action="append", default=[],
                         help="a second running server, interleaved with the first; may be repeated")
-    parser.add_argument("--rival", choices=("mlx-lm",),
-                        help="start mlx-lm's server too, on our BLAS and as it installs")
-    parser.add_argument("--rival-python", default=sys.executable, metavar="PATH",
-                        help="interpreter whose mlx-lm is started as it installs")
+    parser.add_argument("--rival", choices=tuple(rivals.RIVALS), action="append", default=[],
+                        help="start this project's server too, on our BLAS and as it installs; may be repeated")
+    parser.add_argument("--rival-python", action="append", default=[], metavar="[NAME=]PATH",
+                        help="interpreter that has the rival (or all rivals); may be repeated")
     parser.add_argument("--offline", action="store_true", help="measure the engine alone, in a process of its own, too")
     parser.add_argument("--profile", action="store_true", help="where a step's time goes, in the engine alone")
     parser.add_argument("--served-name", default="default", metavar="ID", help="model id sent to --url and --compare")
@@ -107,6 +109,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise SettingsError("The engine alone knows no grammars: --workload structured needs servers only.")
     if options.compare and not options.url:
         raise SettingsError("--compare needs --url, the server to compare with.")
+    if options.speed and (options.url or options.numbers or options.images):
+        raise SettingsError("--speed is a measurement of its own: leave --url, --numbers and --images out.")
+    if options.numbers and set(options.rival) - {"mlx-lm"}:
+        raise SettingsError("--numbers are promised beside mlx-lm; --speed measures beside the other rivals.")
+    options.rival_python = rivals.interpreters(options.rival_python, options.rival)
     if options.images and (options.numbers or options.rival or options.offline):
         raise SettingsError("--images measures servers of this program; leave --numbers, --rival and --offline out.")
     if options.numbers and options.url:
@@ -116,7 +123,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 async def _measure(options: argparse.Namespace, report: Report, console: Console) -> None:
     async with AsyncExitStack() as stack:
-        targets = await _targets(options, stack, console, report)
+        model, targets = await _targets(options, stack, console, report)
         console.print(f"measuring {', '.join(targets)} ...")
         if options.images:
             for target in targets.values():
@@ -125,6 +132,10 @@ async def _measure(options: argparse.Namespace, report: Report, console: Console
                     target.name, target.endpoint, report, max_tokens=options.max_tokens, seed=options.seed
                 )
                 await bench.run(options.rounds)
+        elif options.speed:
+            await speed.measure_speed(
+                targets, report, model=model, num_rounds=options.rounds, seed=options.seed, say=console.print
+            )
         elif options.numbers:
             await numbers.measure_numbers(
                 targets, report, num_rounds=options.rounds, max_tokens=options.max_tokens, seed=options.seed
@@ -163,11 +174,11 @@ async def _measure_workloads(options: argparse.Namespace, targets: list[Target],
 
 async def _targets(
     options: argparse.Namespace, stack: AsyncExitStack, console: Console, report: Report
-) -> dict[str, Target]:
-    """What is to be measured, by name; servers that were started end with the stack."""
+) -> tuple[str, dict[str, Target]]:
+    """The model's folder, and what is to be measured, by name; servers that were started end with the stack."""
     if options.url:
         urls = [options.url, *options.compare]
-        return {url: HttpTarget(url, Endpoint(url, options.served_name, options.api_key), EXTRA) for url in urls}
+        return "", {url: HttpTarget(url, Endpoint(url, options.served_name, options.api_key), EXTRA) for url in urls}
     make_model = build_image_model if options.images else build
     model = options.model or str(make_model(options.folder or default_folder(), options.size))
     console.print(f"model: {model}")
@@ -181,17 +192,20 @@ async def _targets(
 
     port = servers.free_port()
     await start(numbers.OURS, servers.ours(model, port), port, "default")
-    if options.offline or options.numbers:
+    if options.offline or options.numbers or options.speed:
         offline = await OfflineTarget.start(model)
         stack.push_async_callback(offline.stop)
         targets[offline.name] = offline
-    if options.rival:
-        for name, with_our_blas in ((numbers.SAME_BLAS, True), (numbers.AS_INSTALLED, False)):
+    for name in options.rival:
+        rival, python = rivals.RIVALS[name], options.rival_python[name]
+        # In the other tables there is one rival, and its name is enough.
+        title = f"{name} {rivals.version_of(rival, python)}, {{}}" if options.speed else f"{name}, {{}}"
+        for blas in rivals.Blas if options.speed else (rivals.Blas.OURS, rivals.Blas.INSTALLED):
             port = servers.free_port()
-            python = sys.executable if with_our_blas else options.rival_python
-            command = servers.mlx_lm(model, port, with_our_blas=with_our_blas, python=python)
-            await start(name, command, port, "default_model")
-    return targets
+            console.print(f"starting {title.format(blas)} ...")
+            command = rivals.command(rival, model, port, blas, python)
+            await start(title.format(blas), command, port, rival.model_id.format(model=model))
+    return model, targets
 
 
 def default_folder() -> Path:

@@ -18,7 +18,7 @@ from vllm_mlx.bench.report import Number, Report, Run
 from vllm_mlx.bench.targets import HttpTarget, Target, measure
 
 OURS, ENGINE = "vllm-mlx", "engine in process"
-SAME_BLAS, AS_INSTALLED = "mlx-lm, our BLAS", "mlx-lm as installed"
+SAME_BLAS, AS_INSTALLED = "mlx-lm, our BLAS", "mlx-lm, as installed"
 BLOCK = 64
 # It takes longer than all others together, and its ratio leaves no doubt.
 NUM_ROUNDS_AS_INSTALLED = 2

@@ -32,17 +32,20 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A promise and what was measured. `rounds` are the single values that `value` is the median of."""
+    """A promise and what was measured; without a limit nothing is promised. `rounds` are the single values that `value`
+    is the median of."""
 
     name: str
     value: float
-    limit: float
+    limit: float | None
     at_least: bool
     unit: str = ""
     rounds: tuple[float, ...] = ()
 
     @property
     def is_met(self) -> bool:
+        if self.limit is None:
+            return True
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
@@ -115,10 +118,12 @@ class Report:
             table.add_column(name)
         for number in self.numbers:
             sign = ">=" if number.at_least else "<="
-            table.add_row(
-                number.name, f"{number.value:.2f}{number.unit}", f"{sign} {number.limit:g}{number.unit}",
-                "met" if number.is_met else "MISSED", " ".join(f"{value:.2f}" for value in number.rounds),
-            )  # fmt: skip
+            wanted, verdict = "-", ""
+            if number.limit is not None:
+                wanted = f"{sign} {number.limit:g}{number.unit}"
+                verdict = "met" if number.is_met else "MISSED"
+            rounds = " ".join(f"{value:.2f}" for value in number.rounds)
+            table.add_row(number.name, f"{number.value:.2f}{number.unit}", wanted, verdict, rounds)
         return table
 
 

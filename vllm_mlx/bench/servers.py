@@ -23,11 +23,6 @@ def ours(model: str, port: int, extra: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "vllm_mlx", "serve", model, "--port", str(port), "--log-level", "warning", *extra]
 
 
-def mlx_lm(model: str, port: int, *, with_our_blas: bool, python: str = sys.executable) -> list[str]:
-    module = "vllm_mlx.bench.rival" if with_our_blas else "mlx_lm.server"
-    return [python, "-m", module, "--model", model, "--port", str(port), "--log-level", "WARNING"]
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
