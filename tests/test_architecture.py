@@ -32,7 +32,8 @@ BELOW = {
 # The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.
 TOP = {
     "app", "backend", "beside", "commands", "fleet", "lifecycle", "offline", "oversight", "provenance", "ranks",
-    "cli", "disk_cache", "doctor", "bench", "supervisor", "warm", "__main__", "__init__",
+    "cli", "disk_cache", "doctor", "bench", "machine", "supervisor", "tune",
+    "warm", "__main__", "__init__",
 }  # fmt: skip
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {

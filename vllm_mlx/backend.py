@@ -29,6 +29,7 @@ from vllm_mlx.models.download import Bar, resolve
 from vllm_mlx.models.profile import ModelProfile, read_profile
 from vllm_mlx.parsers import discover
 from vllm_mlx.settings import Settings, is_loopback
+from vllm_mlx.tune import profile as tuned
 
 if TYPE_CHECKING:
     from vllm_mlx.engine.assembly import DiskOptions, EngineOptions
@@ -83,7 +84,7 @@ class ModelFiles:
 
         folder = find(model.model, model.revision)
         profile = read_profile(folder)
-        settings, notes = settings.resolve(profile)
+        settings, notes = tuned.apply(settings, profile).resolve(profile)
         named = (adapter.partition("=") for adapter in model.adapter)
         adapters = [describe_adapter(name.strip(), find(path.strip())) for name, _, path in named]
         draft = beside.find_draft(settings, folder)

@@ -32,6 +32,12 @@ DOWNLOAD_FLAGS = ("--revision", "--mllm", "--no-mllm", "--offline", "--timeout",
                   "--download-retries", "--help")
 
 
+TUNE_FIELDS = frozenset({
+    "model.model", "model.revision", "model.mllm", "model.dtype", "model.trust_remote_code", "model.offline",
+    "cache.kv_bits", "cache.kv_group_size", "batch.batch_invariant",
+    "cpu.blas", "cpu.blas_threads", "cpu.few_row_kernels"})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -71,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = known_flags() if parsed.command == "serve" else DOWNLOAD_FLAGS
-        if parsed.command in COMMANDS:
+        if parsed.command in COMMANDS or parsed.command == "tune":
             known = words_of(parser)[parsed.command]
         raise UsageError(explain_unknown(unknown, known))
     if parsed.command is None:
@@ -81,10 +87,13 @@ def _run(arguments: list[str]) -> int:
         return run_cache(parsed.action, parsed.folder, parsed.model)
     if parsed.command in COMMANDS:
         return COMMANDS[parsed.command](parsed)
-    values = {name: value for name, value in vars(parsed).items() if name != "command"}
+    values = {name: value for name, value in vars(parsed).items() if name not in ("command", "rounds")}
     settings = settings_from(values, os.environ)
     if parsed.command == "serve" and settings.server.engine_process and LISTEN_FD not in os.environ:
         return _supervise(settings, arguments)
+    if parsed.command == "tune":
+        from vllm_mlx.tune.main import run as run_tune  # imports rich, and MLX once it measures
+        return run_tune(settings, parsed.rounds)
     return HANDLERS[parsed.command](settings)
 
 
@@ -112,6 +121,13 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", allow_abbrev=False, help="say what is installed, and whether it works",
         description="Say which program, interpreter and libraries this is, and try them for a few seconds.")
     add_settings(doctor, frozenset({"cpu.blas", "cpu.blas_threads", "cpu.few_row_kernels"}))
+    tune = commands.add_parser(
+        "tune", allow_abbrev=False, help="find the best settings for a model on this machine",
+        description="Measure chunk size, row limit and guessing ahead for MODEL on this machine, and keep what is "
+                    "better than the defaults: `serve` uses it from then on. Takes minutes; nothing else should run.")
+    add_settings(tune, TUNE_FIELDS)
+    tune.add_argument("--rounds", dest="rounds", default="3", metavar="N",
+                      help="How often each candidate is measured. Default: 3.")
     commands.add_parser("connect", add_help=False, help="show or write a client's settings for the running server")
     commands.add_parser("launch", add_help=False, help="start a client with the settings for the running server")
     cache = commands.add_parser(

@@ -136,6 +136,9 @@ class ModelSettings:
         above=0, metavar="S")
     download_retries: int = option(
         3, "How often a failed download is tried again.", "--download-retries", minimum=0)
+    tune_profile: bool = option(
+        True, "Use the settings that `vllm-mlx tune` found best for this model on this machine. Flags win over them.",
+        "--tune-profile", off_flag="--no-tune-profile")
     offline: bool = option(False, "Never use the network; models come from folders and the local cache.", "--offline")
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from vllm_mlx import machine
 from vllm_mlx.bench.floor import Floor, as_dict
 from vllm_mlx.bench.measure import Percentiles, Summary
 
@@ -62,7 +59,7 @@ class Report:
 
     def to_json(self) -> str:
         document = {
-            "machine": {**machine(), "floor": as_dict(self.floor)},
+            "machine": {**machine.describe(), "floor": as_dict(self.floor)},
             "runs": [asdict(run) for run in self.runs],
             "numbers": [{**asdict(n), "is_met": n.is_met} for n in self.numbers],
         }
@@ -125,32 +122,6 @@ class Report:
             rounds = " ".join(f"{value:.2f}" for value in number.rounds)
             table.add_row(number.name, f"{number.value:.2f}{number.unit}", wanted, verdict, rounds)
         return table
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("vllm-mlx", "mlx", "mlx-lm", "mlx-vlm")},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()  # not Linux
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _median(values: Any) -> float | None:

@@ -99,8 +99,10 @@ def _spec(settings: Settings, entry: Any, where: str) -> ModelSpec:
         raise SettingsError(f"{where}: `pinned` must be true or false.")
     if not isinstance(own, dict):
         raise SettingsError(f"{where}: `settings` must be a mapping of flags to values.")
-    values = {"model__model": path, "model__more_models": (), **_settings_of(own, where)}
-    return ModelSpec(name, settings.with_values(**values), tuple(aliases), pinned)
+    own_values = _settings_of(own, where)
+    settings = settings.with_values(model__model=path, model__more_models=(), **own_values)
+    given = settings.given | {key.replace("__", ".") for key in own_values}
+    return ModelSpec(name, replace(settings, given=given), tuple(aliases), pinned)
 
 
 def _settings_of(own: Mapping[Any, Any], where: str) -> dict[str, Any]:
