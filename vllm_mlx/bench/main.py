@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vllm_mlx.bench import numbers, rivals, servers, speed, workloads
+from vllm_mlx.bench import numbers, plot, rivals, servers, speed, workloads
 from vllm_mlx.bench.client import Endpoint
 from vllm_mlx.bench.floor import measure_floor
 from vllm_mlx.bench.image_model import build_image_model
@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
         print(report.to_json())
     elif options.json:
         Path(options.json).write_text(report.to_json() + "\n")
+    if options.plot:
+        plot.draw(options.plot, report.runs, report.numbers, report.title())
     is_good = all(n.is_met for n in report.numbers) and not any(r.summary.num_failed for r in report.runs)
     return 0 if is_good and report.runs else 1
 
@@ -85,7 +87,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=tuple(SIZES), default="30m", help="of the model that is built")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where the built model is kept")
     parser.add_argument("--json", metavar="FILE", help="write all runs here; `-` for standard output")
+    parser.add_argument("--plot", metavar="FILE", help="draw all runs here (.png, .svg, .pdf); needs matplotlib")
     options = parser.parse_args(list(argv))
+    plot.check(options.plot)
     options.workload = options.workload.split(",")
     if options.max_tokens is None:
         options.max_tokens = 128 if options.images else 64

@@ -57,6 +57,13 @@ class Report:
         rates = [r.summary.tokens_per_s for r in self._select(target, workload, num_streams)]
         return statistics.median(rates) if rates else None
 
+    @staticmethod
+    def title() -> str:
+        """The machine in a line, for a figure."""
+        facts = machine.describe()
+        versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items() if found)
+        return f"{facts['processor'] or facts['system']}, {facts['cores']} cores; {versions}"
+
     def to_json(self) -> str:
         document = {
             "machine": {**machine.describe(), "floor": as_dict(self.floor)},
