@@ -60,7 +60,7 @@ def draw(path: str, runs: Sequence[Run], numbers: Sequence[Number], title: str) 
     for axis, (name, value) in zip(axes, panels, strict=False):
         _bars(axis, name, value, runs, targets, cases)
     if panels:
-        axes[0].legend(fontsize=7, loc="lower right")
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=3)
     if promised:
         _promises(axes[-1], promised)
     figure.savefig(path, dpi=120)
