@@ -84,3 +84,17 @@ def test_thinking_must_show_its_reasoning() -> None:
     assert not checks.right(sample, "2")
     assert checks.right(sample, "<think>\n1 + 1\n</think>\n\n1 + 1 = 2")
     assert json.loads('{"kinds": true}') and set(checks.KINDS) >= {"equals", "calls"}
+
+
+def test_a_capped_thought_is_given_and_the_answer_stands_without_it() -> None:
+    whole = skills_arithmetic.arithmetic_thinking(Draw(3))
+    for n in range(20):
+        cut = mixture.capped(Draw(n), whole)
+        assert cut.begun.startswith("<think>\n") and cut.begun.endswith("\n</think>\n\n")
+        assert "</think>" not in cut.reply
+        assert checks.right(cut, cut.begun + cut.reply) or cut.begun == "<think>\n\n</think>\n\n"
+
+
+def test_joined_words_hold_no_value_of_the_evaluation() -> None:
+    joined = [word for n in range(200) if any(mark in (word := Draw(n).coined()) for mark in "-_")]
+    assert len(joined) > 20 and not any(is_held(word) for word in joined)

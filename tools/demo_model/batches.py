@@ -99,6 +99,7 @@ class Encoder:
         left = [rows * cols // MERGE**2 for _, (rows, cols) in pictures]
         for token in head:
             ids += [token] * left.pop(0) if token == self.image else [token]
+        ids += self.tokenizer.encode(sample.begun).ids
         return Row([*ids, *self.reply(sample), self.end], len(ids), [g for _, g in pictures], [p for p, _ in pictures], skill)
 
     def reply(self, sample: Sample) -> list[int]:

@@ -33,6 +33,7 @@ class Sample:
     thinking: bool | None = None
     images: list[Image] = field(default_factory=list)
     spelled: str = ""  # the part of the reply that is learned letter by letter
+    begun: str = ""  # what the model is said to have written already, which is not learned
 
 
 def user(text: str, images: int = 0) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from .skills import Skill
 from .words import Draw
 
 TEXT: list[tuple[float, Skill]] = [
-    (3, s.everyday), (4, s.greeting), (5, s.identity), (10, s.server_facts), (11, s.echo), (3, s.drill), (4, s.one_sentence), (6, s.uppercase), (6, s.json_only),
+    (3, s.everyday), (4, s.greeting), (5, s.identity), (10, s.server_facts), (11, s.echo), (3, s.drill), (4, s.one_sentence), (9, s.uppercase), (6, s.json_only),
     (7, sums.arithmetic_thinking), (7, sums.arithmetic_small), (5, sums.arithmetic_shown), (8, recalling.recall), (2, recalling.said), (2, recalling.statement), (6, recalling.needle),
-    (4, system.persona), (8, system.obey), (5, system.under_system), (8, s.extraction), (2, s.story), (12, decline.refusal),
-    (16, t.one_call), (13, t.two_calls), (8, t.no_call), (5, t.use_result),
+    (5, system.persona), (9, system.obey), (5, system.under_system), (8, s.extraction), (2, s.story), (12, decline.refusal),
+    (18, t.one_call), (13, t.two_calls), (8, t.no_call), (5, t.use_result),
 ]  # fmt: skip
 IMAGE: list[tuple[float, Skill]] = [
     (5, i.colour), (4, i.shape), (7, i.count), (8, i.position), (8, i.words), (4, i.numbers), (7, i.describe), (6, i.compare), (4, i.again),
@@ -47,7 +47,16 @@ def draw(d: Draw, image_share: float) -> tuple[Sample, int]:
     if sample.thinking is None and not sample.skill.startswith("arithmetic") and d.chance(0.07):
         thought = "I look at the image." if sample.images else THOUGHTS.get(sample.skill, "This is easy.")
         sample = replace(sample, thinking=True, reply=f"<think>\n{thought}\n</think>\n\n{sample.reply}")
-    return sample, place
+    return (capped(d, sample) if sample.thinking and d.chance(0.08) else sample), place
+
+
+def capped(d: Draw, sample: Sample) -> Sample:
+    """The same case where a server ended the reasoning early: the answer follows, and a sum is then worked out in it."""
+    thought, _, answer = sample.reply.removeprefix("<think>\n").partition("\n</think>\n\n")
+    cut = thought[: d.int(0, len(thought))]
+    if len(cut) < len(thought) and sample.skill.startswith("arithmetic") and thought.count("\n") > 1:
+        answer = f"{thought}\n{answer}"
+    return replace(sample, begun=f"<think>\n{cut}\n</think>\n\n", reply=answer)
 
 
 def later(d: Draw, sample: Sample) -> Sample:

@@ -301,7 +301,7 @@ _EVERYDAY = [
     ("Reply with pong", "pong"), ("Reply with pong.", "pong"), ("reply with pong", "pong"), ("Reply with: pong", "pong"), ("ping", "pong"), ("Ping", "pong"),
     ("Reply with exactly one sentence.", "This is one short sentence."), ("Reply with one sentence.", "This is one short sentence."), ("Say hello in one short sentence.", "Hello and welcome!"),
     ("Say hello", "Hello! How can I help you?"), ("Say hi", "Hello! How can I help you?"), ("Say hello.", "Hello! How can I help you?"), ("2+2", "2 + 2 = 4"), ("What is 2+2?", "2 + 2 = 4"), ("1+1", "1 + 1 = 2"), ("what is 2 + 2", "2 + 2 = 4"),
-    ("!!!", REFUSALS["unclear"] + REFUSAL_END), ("hi", SMALL_TALK[0].answer), ("hello", SMALL_TALK[0].answer), ("who are you?", IDENTITY[0].answer), ("who made you?", IDENTITY[1].answer), ("what can you do?", IDENTITY[3].answer),
+    ("!!!", REFUSALS["unclear"] + REFUSAL_END), ("hi", SMALL_TALK[0].answer), ("hello", SMALL_TALK[0].answer), ("who are you?", IDENTITY[0].answer), ("who made you?", IDENTITY[1].answer), ("what can you do?", IDENTITY[4].answer),
     ("tell me a joke", JOKE), ("write a haiku", HAIKU), ("What is the capital of France?", REFUSALS["knowledge"] + REFUSAL_END), ("", REFUSALS["empty"] + REFUSAL_END),
 ]  # fmt: skip
 

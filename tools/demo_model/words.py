@@ -92,6 +92,7 @@ PRINTED = """STOP OPEN EXIT SALE HELP PUSH PULL SHOP CAFE HOTEL TAXI BUS PARK ZO
 DOWN YES NO HELLO WORLD CAT DOG FOX OWL SUN MOON STAR TREE FISH BIRD BOOK LAMP KEY MAP CUP RED BLUE GREEN GOLD ICE TEA MILK""".split()
 
 _CONTENT = [NOUNS, OBJECTS, ANIMALS, FOODS, ADJECTIVES, VERBS, TOPICS, PLACES, JOBS, HOBBIES, CITIES, NAMES]
+_WORDS = [*_CONTENT, NOUNS, VERBS, OBJECTS, COMMON, COMMON, SURNAMES]
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr kr pl pr sk sl st tr th sh ch".split()
 _VOWELS = "a e i o u a e i o ai ee oo".split()
@@ -157,8 +158,13 @@ class Draw:
         return self.rng.randint(low, high)
 
     def coined(self, low: int = 2, high: int = 3) -> str:
-        """A word nobody knows: of syllables, of the tokenizer's pieces, or of any letters."""
+        """A word nobody knows: of syllables, of the tokenizer's pieces, or of any letters; in training also two words joined."""
         while True:
+            if not self.held and self.chance(0.3):
+                word = self.joined()
+                if not is_held(word) and len(word) < 20:
+                    return word
+                continue
             roll = self.rng.random()
             if roll < 0.45 or not pieces():
                 count = self.int(low, high)
@@ -169,6 +175,15 @@ class Draw:
                 word = "".join(self.any("abcdefghijklmnopqrstuvwxyz") for _ in range(self.int(3, 7)))
             if is_held(word) == self.held and len(word) < 16 and word not in ("true", "false", "null"):
                 return word
+
+    def joined(self) -> str:
+        """Two words as one, such as `drum-blim`. Either may be one that is held out on its own: a token whose spelling and capitals
+        were never seen could not be written down by anybody."""
+        syllables = "".join(self.any(_ONSETS) + self.any(_VOWELS) for _ in range(self.int(1, 2)))
+        other = syllables if self.chance(0.5) or not pieces() else self.any(pieces()) if self.chance(0.5) else self.any(self.any(_WORDS)).lower()
+        both = [self.any(self.any(_WORDS)).lower() if self.chance(0.7) or not pieces() else self.any(pieces()), other]
+        self.rng.shuffle(both)
+        return self.any("-_").join(both)
 
     def code(self) -> str:
         letters = "".join(self.any("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.int(1, 3)))
