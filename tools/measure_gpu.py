@@ -36,6 +36,7 @@ from mlx_lm.models import qwen3  # noqa: E402
 
 from vllm_mlx.engine.assembly import EngineOptions, build_engine  # noqa: E402
 from vllm_mlx.engine.engine import Engine  # noqa: E402
+from vllm_mlx.engine.packing import PackLimits  # noqa: E402
 from vllm_mlx.engine.ranks import LeadRunner  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams  # noqa: E402
 from vllm_mlx.engine.runner import ModelRunner  # noqa: E402
@@ -57,6 +58,14 @@ SHAPES: dict[str, dict[str, Any]] = {
                intermediate_size=12288, tie_word_embeddings=False),
 }  # fmt: skip
 ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a server on this backend would be told."""
+
+    slack_bytes: int = 512 << 20
+    pack_tokens: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +153,25 @@ def prompts_of(context: str, rows: int, seed: int, vocab: int) -> list[list[int]
 class Ours:
     """The engine stepped in a loop. `lead`: makes its runner one that other processes follow."""
 
-    def __init__(self, model: qwen3.Model, rows: int, lead: Callable[[ModelRunner], LeadRunner] | None = None) -> None:
+    def __init__(
+        self,
+        model: qwen3.Model,
+        rows: int,
+        tuning: Tuning,
+        lead: Callable[[ModelRunner], LeadRunner] | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()  # the engine reads the config to know what activations take
         folder = Path(self._folder.name)
         (folder / "config.json").write_text(json.dumps(asdict(model.args)))
         profile = ModelProfile("qwen3", folder, "qwen3", vocab_size=model.args.vocab_size)
         self.options = EngineOptions(
-            memory_bytes=_free_bytes() // 2, prefix_cache_bytes=0, max_rows=rows, prefill_step=2048, seed=0
+            memory_bytes=_free_bytes() // 2,
+            prefix_cache_bytes=0,
+            max_rows=rows,
+            prefill_step=2048,
+            seed=0,
+            slack_bytes=tuning.slack_bytes,
+            pack_limits=PackLimits(tuning.pack_tokens // 4, tuning.pack_tokens),
         )
         self.text_model = TextModel(model, profile)
         self.tokens: dict[str, list[int]] = defaultdict(list)
@@ -215,14 +236,14 @@ def run_theirs(model: qwen3.Model, prompts: Sequence[list[int]], num_steps: int)
 
 
 def measure(
-    name: str, bits: int, rows: Sequence[int], contexts: Sequence[str], num_steps: int, with_theirs: bool
+    name: str, bits: int, rows: Sequence[int], contexts: Sequence[str], num_steps: int, with_theirs: bool, tuning: Tuning
 ) -> Iterator[Case]:
     """One case for each number of rows and each context."""
     bandwidth = copy_bandwidth()
     model = make_model(name, bits)
     plain = twin_of(model, bits) if with_theirs else None
     for num_rows in rows:
-        ours = Ours(model, num_rows)
+        ours = Ours(model, num_rows, tuning)
         for context in contexts:
             found: dict[str, list[Any]] = {"ours": [], "theirs": []}
             error = ""
@@ -252,7 +273,7 @@ def measure(
 
 def measure_host(num_rows: int = 256, num_steps: int = 30) -> dict[str, float]:
     """Milliseconds a step of the parts that are the host's alone."""
-    ours = Ours(make_model("tiny", 16), num_rows)
+    ours = Ours(make_model("tiny", 16), num_rows, Tuning(16 << 20, 1024))
     runner: Any = ours.engine.runner
     engine, spent = ours.engine, {"plan": 0.0, "sample": 0.0, "commit": 0.0, "publish": 0.0}
 
@@ -313,7 +334,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--alone", action="store_true", help="without mlx-lm")
     parser.add_argument("--host", action="store_true", help="the host's part of a step of 256 rows, and nothing else")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--slack-mib", type=int, default=512, help="spent on padding rather than on groups of rows")
+    parser.add_argument("--pack-tokens", type=int, default=8192, help="of prompts computed in one forward")
     options = parser.parse_args(argv)
+    tuning = Tuning(options.slack_mib << 20, options.pack_tokens)
     facts = {"device": str(mx.default_device()), "mlx": mx.__version__,
              "copy_GB_s": copy_bandwidth() / 1e9, "matmul_TFLOP_s": matmul_rate() / 1e12}  # fmt: skip
     print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()), flush=True)
@@ -325,8 +349,8 @@ def main(argv: Sequence[str]) -> None:
         print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
         for name in options.models.split(","):
             for bits in map(int, options.bits.split(",")):
-                rows = [int(n) for n in options.rows.split(",")]
-                for c in measure(name, bits, rows, options.contexts.split(","), options.steps, not options.alone):
+                rows, contexts = [int(n) for n in options.rows.split(",")], options.contexts.split(",")
+                for c in measure(name, bits, rows, contexts, options.steps, not options.alone, tuning):
                     cases.append(c)
                     shown = [c.ours_ms, c.wait_ms, c.theirs_ms, c.floor_ms, c.prefill_ours_s, c.prefill_theirs_s]
                     print(

@@ -377,16 +377,31 @@ class GroupedMask:
         return entry.make_mask(1, return_array=self.return_array, window_size=self.window_size)
 
 
+class StepPositions:
+    """Where all tokens of a step stand; made by the first layer that asks, for all."""
+
+    def __init__(self) -> None:
+        self._known: mx.array | None = None
+
+    def of(self, groups: Sequence[GroupSlice]) -> mx.array:
+        """int32 [T]."""
+        if self._known is None:
+            parts = [group.positions for group in groups]
+            self._known = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return self._known
+
+
 class GroupedEntry:
     """One layer's cache when rows stand in groups; `models/grouped.py` calls the layer's mixer for each."""
 
-    def __init__(self, groups: list[GroupSlice]) -> None:
+    def __init__(self, groups: list[GroupSlice], positions: StepPositions) -> None:
         self.groups = groups
+        self._positions = positions
 
     @property
     def offset(self) -> mx.array:
-        """int32 [T]: positions of all new tokens, for models that make position ids before their layers."""
-        return mx.concatenate([group.positions for group in self.groups])
+        """int32 [T]: positions of all new tokens, for models that turn or number them outside their mixers."""
+        return self._positions.of(self.groups)
 
     # Models split over several processes hang what they send on the keys, so that it is computed with them.
 
@@ -411,10 +426,12 @@ def grouped_entries(caches: Sequence[BatchCache], spreads: Sequence[Spread | Non
         starts.append(starts[-1] + (spread.num_tokens if spread is not None else cache.num_rows))
     places = list(zip(starts, starts[1:], spreads, strict=False))
     layers = zip(*(cache.entries for cache in caches), strict=True)
+    positions = StepPositions()
     return [
         GroupedEntry(
             [GroupSlice(start, stop, entry, spread)
-             for (start, stop, spread), entry in zip(places, entries, strict=True)]
+             for (start, stop, spread), entry in zip(places, entries, strict=True)],
+            positions,
         )
         for entries in layers
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from vllm_mlx.engine.kv_batch import GroupedEntry, GroupSlice
+from vllm_mlx.engine.kv_batch import GroupedEntry, GroupSlice, StepPositions
 from vllm_mlx.engine.kv_cache import (
     AttentionRow,
     Planes,
@@ -181,7 +181,7 @@ def packed_entries(rows: Sequence[RowCache], starts: Sequence[int], counts: Sequ
     together = Spread(counts)
     alone = [Spread((count,)) for count in counts]
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    entries = []
+    entries, positions = [], StepPositions()
     for layer in zip(*(row.rows for row in rows), strict=True):
         if isinstance(layer[0], RecurrentRow):
             slices = [
@@ -190,7 +190,7 @@ def packed_entries(rows: Sequence[RowCache], starts: Sequence[int], counts: Sequ
             ]
         else:
             slices = [GroupSlice(0, ends[-1], _packed(layer, frame), together)]
-        entries.append(GroupedEntry(slices))
+        entries.append(GroupedEntry(slices, positions))
     return entries
 
 

@@ -12,7 +12,7 @@ once for each group, on the group's rows with the group's cache and mask. To tha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -139,8 +139,9 @@ def _rows_of(value: Any, group: Group, num_tokens: int) -> Any:
     return value[tokens] if group.spread is None else group.spread.pad(value[tokens])
 
 
-def group_mixers(model: Any, window: RowWindow) -> bool:
-    """Put every cache-reading module of a model into a `ByGroup`; False, and nothing done, if one is not found."""
+def group_mixers(model: Any, window: RowWindow, wrap: Callable[..., ByGroup] = ByGroup) -> bool:
+    """Put every cache-reading module of a model into a `ByGroup`, made by `wrap`; False, and nothing done, if one is
+    not found."""
     found: list[tuple[Any, str, nn.Module, tuple[str, ...]]] = []
     for layer in getattr(model, "layers", ()):
         mixers = [name for name in MIXERS if isinstance(getattr(layer, name, None), nn.Module)]
@@ -152,7 +153,7 @@ def group_mixers(model: Any, window: RowWindow) -> bool:
             return False
         found.append((layer, mixers[0], inner, names))
     for layer, name, inner, names in found:
-        setattr(layer, name, ByGroup(inner, names, window))
+        setattr(layer, name, wrap(inner, names, window))
     return bool(found)
 
 

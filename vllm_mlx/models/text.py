@@ -18,6 +18,7 @@ from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import GroupsQueries
 from .grouped import RowWindow, group_mixers, ungroup_mixers
+from .joint import by_group
 from .profile import ModelProfile
 from .span import MediaSpan
 
@@ -49,7 +50,7 @@ class TextModel:
             profile = replace(profile, runs_batched=False, notes=(*profile.notes, reason))
         self.profile = profile
         window = RowWindow()
-        self.can_group = profile.runs_batched and group_mixers(model, window)
+        self.can_group = profile.runs_batched and group_mixers(model, window, by_group)
         self.adapters = AdapterBank(model, window)
 
     def ungroup(self) -> None:

@@ -1,0 +1,91 @@
+"""Attention over groups of rows whose projections run once for all of them. MLX thread only.
+
+`ByGroup` calls a whole attention module once a group, so each group reads the four projection matrices again and
+launches every small operation again. Where the module's forward is one of the two commonest in mlx-lm, this does what
+it does, but only what reads the cache runs group by group:
+
+    queries, keys, values, norms, rotary positions    all tokens
+    writing the cache, attention                       each group
+    output projection                                  all tokens
+
+`tests/models/test_joint.py` holds each listed class against the plain way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from .grouped import ByGroup, Group, RowWindow
+
+# Classes of mlx-lm that project, turn, attend and project back, with the same attribute names; `q_norm` and `k_norm`,
+# where a class in the second line has them, are applied to each head before it is turned.
+PLAIN = "ernie4_5 ernie4_5_moe gemma granite internlm3 llama mimo phimoe qwen2 qwen2_moe seed_oss starcoder2".split()
+WITH_NORMS = "mellum qwen3 qwen3_moe".split()
+_KNOWN = {f"mlx_lm.models.{name}.Attention": name in WITH_NORMS for name in (*PLAIN, *WITH_NORMS)}
+
+
+def is_joint(inner: nn.Module) -> bool:
+    """Whether `JointAttention` knows what this module computes."""
+    return f"{type(inner).__module__}.{type(inner).__qualname__}" in _KNOWN
+
+
+def by_group(inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> ByGroup:
+    """For `group_mixers`: the quicker of the two ways for this module."""
+    return JointAttention(inner, names, window) if is_joint(inner) else ByGroup(inner, names, window)
+
+
+class JointAttention(ByGroup):
+    """A `ByGroup` that calls `inner` as a whole only when the cache is not grouped."""
+
+    def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
+        super().__init__(inner, names, window)
+        self._has_norms = _KNOWN[f"{type(inner).__module__}.{type(inner).__qualname__}"]
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        groups: Sequence[Group] | None = getattr(cache, "groups", None)
+        if groups is None:
+            return super().__call__(x, mask, cache)
+        inner = self.inner
+        queries, keys, values = self._project(x, cache.offset)
+        outs = []
+        for group in groups:
+            own_keys, own_values = group.entry.update_and_fetch(_rows_of(keys, group), _rows_of(values, group))
+            out = scaled_dot_product_attention(
+                _rows_of(queries, group), own_keys, own_values,
+                cache=group.entry, scale=inner.scale, mask=mask.of(group.entry) if hasattr(mask, "of") else mask,
+            )  # fmt: skip
+            outs.append(_tokens_of(out, group))
+        joined = outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0)
+        projected: mx.array = inner.o_proj(joined)
+        return projected
+
+    def _project(self, x: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """`x` [T, 1, D] at int32 [T] -> queries [T, heads, 1, dim], keys and values [T, kv heads, 1, dim]."""
+        inner, num_tokens = self.inner, x.shape[0]
+        queries = inner.q_proj(x).reshape(num_tokens, inner.n_heads, 1, -1)
+        keys = inner.k_proj(x).reshape(num_tokens, inner.n_kv_heads, 1, -1)
+        values = inner.v_proj(x).reshape(num_tokens, inner.n_kv_heads, 1, -1)
+        if self._has_norms:
+            queries, keys = inner.q_norm(queries), inner.k_norm(keys)
+        return inner.rope(queries, offset=positions), inner.rope(keys, offset=positions), values
+
+
+def _rows_of(x: mx.array, group: Group) -> mx.array:
+    """The group's part of [T, heads, 1, dim], as [rows, heads, longest, dim]."""
+    own = x if group.stop - group.start == x.shape[0] else x[group.start : group.stop]
+    if group.spread is None:
+        return own
+    return group.spread.pad(own.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _tokens_of(x: mx.array, group: Group) -> mx.array:
+    """[rows, heads, longest, dim] -> [tokens, 1, heads * dim]."""
+    rows, _, length, _ = x.shape
+    if group.spread is None:
+        return x.reshape(rows, 1, -1)
+    return group.spread.flatten(x.swapaxes(1, 2).reshape(rows, length, -1))
