@@ -236,7 +236,13 @@ def run_theirs(model: qwen3.Model, prompts: Sequence[list[int]], num_steps: int)
 
 
 def measure(
-    name: str, bits: int, rows: Sequence[int], contexts: Sequence[str], num_steps: int, with_theirs: bool, tuning: Tuning
+    name: str,
+    bits: int,
+    rows: Sequence[int],
+    contexts: Sequence[str],
+    num_steps: int,
+    with_theirs: bool,
+    tuning: Tuning,
 ) -> Iterator[Case]:
     """One case for each number of rows and each context."""
     bandwidth = copy_bandwidth()
