@@ -258,6 +258,13 @@ def test_a_strict_tool_with_an_unsupported_keyword_is_refused_and_another_is_not
     assert not takes(compiled.make(), ids_of(TOKENIZER, call % '"text"'))
 
 
+def test_a_document_beside_tools_is_refused_by_its_own_field(compiler: GrammarCompiler) -> None:
+    wanted = OutputFormat("json_schema", {"allOf": [False]}, param="response_format.json_schema.schema")
+    with pytest.raises(InvalidRequest, match="'allOf'") as refused:
+        compiler.request(wanted, TOOLS, ToolChoice("auto"), envelope=ENVELOPE)
+    assert refused.value.param == "response_format.json_schema.schema"
+
+
 def test_harmony_calls_follow_the_reasoning_or_come_at_once() -> None:
     tokenizer = byte_tokenizer(special=HARMONY.special_tokens)
     compiler = compiler_for(tokenizer)

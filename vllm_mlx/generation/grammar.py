@@ -222,6 +222,8 @@ class GrammarCompiler:
         is_parallel: bool,
         envelope: Envelope,
     ) -> CompiledGrammar:
+        if document is not None:
+            self.output_format(document)  # refused, if at all, by its own field and not by that of the tools
         writer = LarkWriter(self._special_tokens())
         notes: list[str] = []
         writer.define("start", "")

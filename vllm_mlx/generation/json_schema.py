@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.checks import check_schema
+from vllm_mlx.generation.schema_blame import blamed
 
 JSON_STYLE: Mapping[str, Any] = {"whitespace_flexible": False, "key_separator": ": ?", "item_separator": ", ?"}
 
@@ -31,22 +32,7 @@ _LEAST, _MOST = -(2**63 - 1024), 2**63 - 1  # the compiler reads bounds as doubl
 _EXCLUDING = ("oneOf", "not", "if")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _UNKNOWN_KEYWORDS = "Unimplemented keys: "
-_SIGNS = (
-    ("oneOf", "oneOf"),
-    ("patternProperty", "patternProperties"),
-    ("patternProperties", "patternProperties"),
-    ("multipleOf", "multipleOf"),
-    ("minProperties", "minProperties"),
-    ("maxProperties", "maxProperties"),
-    ("regex parse error", "pattern"),
-    ("look-around", "pattern"),
-    ("Resource '", "$ref"),
-    ("Pointer '", "$ref"),
-    ("Anchor '", "$ref"),
-    ("Resource '", "$dynamicRef"),
-    ("Resource '", "$schema"),
-    ("Unknown format", "$ref"),  # ours are dropped; this one is in a metaschema
-)  # fmt: skip
+_UNSATISFIABLE = "Unsatisfiable schema: "
 
 
 def schema_source(schema: Mapping[str, Any], style: Mapping[str, Any] = JSON_STYLE) -> str:
@@ -138,30 +124,45 @@ def refusal(message: str, source: str, param: str) -> InvalidRequest:
     if line.startswith(_UNKNOWN_KEYWORDS):
         keywords = [k.strip().strip('"') for k in line[len(_UNKNOWN_KEYWORDS) :].strip("[]").split(",")]
         return unsupported(keywords, schema, param)
-    words = [word for sign, word in _SIGNS if sign in line] if schema is not None else []
-    keyword = next((word for word in words if schema is not None and find_keyword(schema, word) is not None), None)
-    if keyword == "oneOf":
-        return unsupported(["oneOf"], schema, param, "with branches that may both hold")
-    about = f"{keyword!r} in the schema" if keyword else "The grammar"
-    return InvalidRequest(
-        f"{about} cannot be used: {line}.",
-        param=param,
-        code="unsupported_schema_keyword" if keyword else "invalid_grammar",
-    )
+    if schema is None:
+        return InvalidRequest(f"The grammar cannot be used: {line}.", param=param, code="invalid_grammar")
+    path, found = blamed(schema, _complaint, subschemas)
+    if not found:
+        return InvalidRequest(f"The schema cannot be used: {line}.", param=param, code="invalid_schema")
+    about = _listed(found) + (f" at {path}" if path else "")
+    if line.startswith(_UNSATISFIABLE):
+        text = f"In the schema {about} can be met by no document: {line.removeprefix(_UNSATISFIABLE)}."
+        return InvalidRequest(text, param=param, code="invalid_schema")
+    if "oneOf" in found and "oneOf" in line:
+        return _not_enforced(f"{about} with branches that may both hold", param)
+    text = f"In the schema {about} cannot be used: {line}."
+    return InvalidRequest(text, param=param, code="unsupported_schema_keyword")
 
 
-def unsupported(
-    keywords: Sequence[str], schema: Mapping[str, Any] | None, param: str, detail: str = ""
-) -> InvalidRequest:
+def _complaint(schema: Mapping[str, Any]) -> str:
+    error = LLMatcher.validate_grammar(schema_source(schema))
+    return first_line(error) if error else ""
+
+
+def unsupported(keywords: Sequence[str], schema: Mapping[str, Any] | None, param: str) -> InvalidRequest:
     path = find_keyword(schema, keywords[0]) if schema is not None else ""
-    words = " and ".join(repr(k) for k in keywords) + (f" at {path}" if path else "") + (f" {detail}" if detail else "")
+    words = _listed(keywords) + (f" at {path}" if path else "")
     if path is None:  # not in the client's own text, so in a metaschema it refers to
         words = f"a '$ref' to a schema with {words}"
+    return _not_enforced(words, param)
+
+
+def _not_enforced(words: str, param: str) -> InvalidRequest:
     return InvalidRequest(
         f"The schema uses {words}, which cannot be enforced while generating; leave it out.",
         param=param,
         code="unsupported_schema_keyword",
     )
+
+
+def _listed(keywords: Sequence[str]) -> str:
+    *others, last = map(repr, keywords)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _schema_in(source: str) -> Mapping[str, Any] | None:
