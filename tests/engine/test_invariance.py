@@ -49,7 +49,8 @@ def logprobs(answer: Answer) -> list[float]:
 
 
 def assert_equal_in_any_company(model: Any, cases: list[Case], **options: Any) -> EngineHarness:
-    """Each case alone, without a cache; then all at random moments, sharing prefixes, in groups and in small chunks."""
+    """Each case alone, without a cache; then all at random moments, sharing prefixes, in groups and in small chunks,
+    and some of them preempted, at random moments too."""
     alone = EngineHarness(model, prefix_bytes=0, chunk=512, **options)
     expected = []
     for case in cases:
@@ -57,10 +58,17 @@ def assert_equal_in_any_company(model: Any, cases: list[Case], **options: Any) -
         alone.run()
     together = EngineHarness(model, max_rows=24, chunk=48, slack_bytes=1 << 24, **options)
     rng, answers = random.Random(1), []
-    for case in cases:
-        answers.append(ask(together, case))
-        together.step(rng.randrange(3))
-    together.run()
+    num_repeated, num_left = 0, len(cases) // 3
+    while len(answers) < len(cases) or together.engine.has_work:
+        if len(answers) < len(cases) and rng.random() < 0.6:
+            answers.append(ask(together, cases[len(answers)]))
+        together.step()
+        farthest = max(together.scheduler.running.values(), key=lambda s: s.num_completion_tokens, default=None)
+        if farthest is not None and farthest.num_completion_tokens > 2 and num_left and rng.random() < 0.3:
+            num_left -= 1
+            num_repeated += farthest.num_completion_tokens
+            together.scheduler.preempt(farthest)
+    assert num_repeated > len(cases), "hardly an answer was computed again, so nothing was tested"
     assert max(status.num_running for status in together.statuses) > 1, "nothing was batched, so nothing was tested"
     assert together.cache.counters.num_cached_tokens > 0, "nothing was reused, so nothing was tested"
     for answer, lone in zip(answers, expected, strict=True):

@@ -184,6 +184,39 @@ def test_the_youngest_gives_way_when_rows_outgrow_the_memory_and_gets_its_answer
     assert all(world.published[name].tokens == world.lone(name) for name in ("old", "young"))
 
 
+@pytest.mark.parametrize("keeps_answers", [True, False])
+def test_a_preempted_answer_is_computed_in_chunks_or_where_answers_are_not_kept_decoded_again(keeps_answers) -> None:
+    world = FakeEngine(keeps_answers=keeps_answers, chunk=64)
+    world.runner._decodes_answers = not keeps_answers
+    world.ask("r", range(10), 8)
+    world.ask("other", range(10, 30), 8)
+    world.step(5)
+    known = len(world.published["r"].tokens)
+    assert known > 2
+    world.scheduler.preempt(world.scheduler.running["r"])
+    plans = plans_of(world)
+    world.run()
+    assert max(c.end for plan in plans for c in plan.chunks) == (10 + known - 1 if keeps_answers else 9)
+    # Its tokens come once each, those decoded again not at all.
+    again = known if not keeps_answers else 0
+    assert sum("r" in plan.decode for plan in plans) == 8 - known + again
+    assert all(world.published[name].tokens == world.lone(name) for name in ("r", "other"))
+
+
+def test_an_answer_to_be_decoded_again_is_not_taken_from_the_prompt_of_another() -> None:
+    world = FakeEngine(keeps_answers=False)
+    world.runner._decodes_answers = True
+    world.ask("r", range(10), 14)
+    world.step(11)
+    known = world.published["r"].tokens
+    assert len(known) >= 2 * BLOCK
+    world.ask("told", [*range(10), *known], 1)
+    world.step(2)
+    world.scheduler.preempt(world.scheduler.running["r"])
+    world.run()
+    assert world.published["r"].tokens == world.lone("r")
+
+
 def test_a_sequence_alone_that_fills_the_memory_ends_with_length_and_says_why() -> None:
     world = FakeEngine(kv_budget_bytes=20 * BYTES_PER_TOKEN, prefix_bytes=None)
     world.ask("r", range(10), 50)

@@ -100,7 +100,10 @@ class FakeLaunched:
 
 
 class FakeRunner:
-    """Executes plans on lists. `fault` is asked at each launch and collect, and may raise."""
+    """Executes plans on lists. `fault` is asked at each launch and collect, and may raise.
+
+    `decodes_answers`: a chunk, or a stored prefix, that reaches into an answer is an error.
+    """
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class FakeRunner:
         fault: Callable[[str], None] = lambda where: None,
         needs_host: Callable[[Request], bool] = lambda request: False,
         draft: Callable[[list[int], int], list[int]] = lambda true_tokens, limit: [],
+        decodes_answers: bool = False,
     ) -> None:
         self.checkpoint_step = checkpoint_step if is_hybrid else 0
         self.rows: dict[str, FakeRow] = {}
@@ -117,6 +121,7 @@ class FakeRunner:
         self._fault = fault
         self._needs_host = needs_host
         self._draft = draft
+        self._decodes_answers = decodes_answers
         self.num_computed = 0
         self.num_kept = 0
 
@@ -127,6 +132,7 @@ class FakeRunner:
         assert sequence.id not in self.rows
         row = FakeRow()
         if lease is not None and lease.num_tokens:
+            assert not self._decodes_answers or lease.num_tokens < sequence.num_prompt_tokens
             for segment in lease.segments():
                 row.keys += segment.keys
             assert len(row.keys) == lease.num_tokens
@@ -166,7 +172,10 @@ class FakeRunner:
                 draft = self._draft(lone_run(sequence.request, is_hybrid=False)[done:], limit)
                 assert len(draft) <= limit and done + 1 + len(draft) <= sequence.request.max_tokens
                 drafts[request_id] = (sequence, row, draft)
-            sampled.append(Sampled(request_id, (row.device_token,)))
+            if sequence.is_repeating:
+                assert self._decodes_answers and row.device_token == known[position + 1], "the answer has changed"
+            else:
+                sampled.append(Sampled(request_id, (row.device_token,)))
             if self.checkpoint_step and len(row.keys) % self.checkpoint_step == 0:
                 row.keep()
         packs = pack_chunks(plan.chunks)
@@ -174,6 +183,7 @@ class FakeRunner:
         for chunk in (chunk for pack in packs for chunk in pack):
             sequence, row = sequences[chunk.request_id], self.rows[chunk.request_id]
             assert len(row.keys) == chunk.start, f"chunk at {chunk.start} on a row of {len(row.keys)}"
+            assert not self._decodes_answers or chunk.end < sequence.num_prompt_tokens
             for key in sequence.cache_key[chunk.start : chunk.end]:
                 row.write(key)
             if chunk.keep_state:

@@ -40,12 +40,14 @@ class Simulation:
         self.is_hybrid = r.random() < 0.4
         self.atomic_spans = r.random() < 0.2
         self.fault_rate = r.choice([0, 0, 0, 0.02])
+        self.keeps_answers = r.random() < 0.8
         self.runner = FakeRunner(
             is_hybrid=self.is_hybrid,
             checkpoint_step=r.choice([0, BLOCK]),
             fault=self._fault,
             needs_host=self._needs_host,
             draft=self._guess,
+            decodes_answers=not self.keeps_answers,
         )
         budget = r.choice([400, 900, 3000, 20000])
         self.cache = None
@@ -81,7 +83,8 @@ class Simulation:
         self.chunk = r.choice([BLOCK, 2 * BLOCK, 64])
         self.seconds_per_token = r.choice([None, 1e-12, 1.0])
         self.expected_completion = r.choice([1, 8, 256])
-        self.max_draft = r.choice([0, 0, 1, 6])
+        self.max_draft = r.choice([0, 0, 1, 6]) if self.keeps_answers else 0
+        self.grid = r.choice([0, 2 * BLOCK]) if not self.keeps_answers else 0
         self.checkpoint_interval = r.choice([0, 8, 16])
         self._start()
         self.outcomes: dict[str, Outcome] = {}
@@ -113,6 +116,8 @@ class Simulation:
             expected_completion=self.expected_completion,
             tier=self.tier if self.has_disk else None,
             max_draft=self.max_draft,
+            keeps_answers=self.keeps_answers,
+            grid=self.grid,
         )
         self.engine = Engine(self.scheduler, self.runner, self._publish, clock=lambda: self.now)
 

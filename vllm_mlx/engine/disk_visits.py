@@ -50,7 +50,7 @@ class DiskVisits:
             sequence.restore = None
         if sequence.num_restores >= _MAX_RESTORES:
             return False
-        key, limit = sequence.cache_key, len(sequence.tokens) - 1
+        key, limit = sequence.cache_key, sequence.prefill_end
         if not sequence.is_on_disk:
             sequence.is_on_disk = self.tier.is_worth_reading(key, request.namespace, limit)
             if not sequence.is_on_disk:

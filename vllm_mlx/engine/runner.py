@@ -65,7 +65,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step on its way: the seats it decoded, in the order of its tokens.
+    """A step on its way: the seats it sampled for, in the order of its tokens.
 
     `drafts`, parallel to `seats`, are guesses of the tokens behind each one's next; empty when nobody has any.
     """
@@ -236,7 +236,8 @@ class ModelRunner:
             self._prefill_pack(pack) if len(pack) > 1 else self._prefill(pack[0])
         overlap = not any(seat.sampling.needs_host_token for seat in seats)
         overlap = overlap and not any(drafts) and not self._expects_drafts(seats, plan)
-        self._last = LaunchedStep(plan, seats, sampled, overlap, drafts if any(drafts) else ())
+        asking = tuple(seat for seat in seats if not seat.sequence.is_repeating)
+        self._last = LaunchedStep(plan, asking, sampled, overlap, drafts if any(drafts) else ())
         return self._last
 
     def collect(self, launched: LaunchedStep) -> StepResult:
@@ -390,9 +391,15 @@ class ModelRunner:
             logits = self._batched_logits(seats, drafts or ((),) * len(seats))
         else:
             logits = self._single_logits(seats)
-        if not self._samples:
+        asking = [i for i, seat in enumerate(seats) if not seat.sequence.is_repeating]
+        if not self._samples or not asking:
             mx.eval(logits, self._states(seats), self._keep_states(seats))
             return None
+        if len(asking) < len(seats):  # never beside drafts: who guesses does not repeat
+            everybody, seats = seats, [seats[i] for i in asking]
+            logits = logits[mx.array(asking, dtype=mx.uint32)]
+        else:
+            everybody = seats
         guides = [seat.sampling.guide for seat in seats]
         if any(guide is not None for guide in guides):
             mx.async_eval(logits)  # the device computes while the host makes the masks
@@ -401,7 +408,7 @@ class ModelRunner:
         if any(drafts):
             rows = [row for seat, draft in zip(seats, drafts, strict=True) for row in _sampling_rows(seat, draft)]
         sampled = self._sampler.sample(logits, rows)
-        mx.async_eval(sampled.arrays(), self._states(seats), self._keep_states(seats))
+        mx.async_eval(sampled.arrays(), self._states(everybody), self._keep_states(everybody))
         return sampled
 
     def _keep_states(self, seats: SequenceOf[Seat]) -> list[mx.array]:

@@ -44,8 +44,9 @@ class Scheduler:
     checkpoints for models that need them (0 for none but message ends). `atomic_spans`: the model computes a media span
     in one piece. `grid`: prompts are cut at its multiples only, so that a prompt is computed in the same pieces
     whatever else goes on (`invariance.py`); a whole number of blocks, 0 for anywhere. `keeps_answers`: the prefix cache
-    takes answers too, not only prompts. `most_rows`: what the runner can hold, whatever the limits say. `judge` is
-    asked after each token and names the loop a sequence is caught in, if it is.
+    takes answers too, not only prompts; otherwise a preempted sequence decodes its answer again. `most_rows`:
+    what the runner can hold, whatever the limits say. `judge` is asked after each token and names the loop that a
+    sequence is caught in, if it is.
     `expected_completion`: tokens an answer is taken to have while none has been seen; then twice the moving average.
     `max_draft`: drafted tokens a row may verify in a step.
     """
@@ -101,7 +102,7 @@ class Scheduler:
 
     def add(self, request: Request, now: float) -> Sequence:
         """A new request waits; the policy says for whom."""
-        sequence = Sequence(request, next(self._arrivals), now)
+        sequence = Sequence(request, next(self._arrivals), now, redecodes=not self._keeps_answers)
         self.waiting[request.id] = sequence
         self.counters.num_prompt_tokens += len(request.prompt)
         return sequence
@@ -185,7 +186,7 @@ class Scheduler:
             ready = self._fit(ready)
         for sequence in ready:
             sequence.num_computed += 1
-            sequence.num_pending += 1
+            sequence.num_pending += not sequence.is_repeating
         return ready
 
     def _fit(self, ready: list[Sequence]) -> list[Sequence]:
@@ -251,7 +252,7 @@ class Scheduler:
         if self.cache is None or not self.cache.needs_checkpoint:
             return ()
         if sequence.checkpoints is None:
-            grain, length = self._grain, len(sequence.tokens)
+            grain, length = self._grain, sequence.prefill_end + 1
             positions = {p // grain * grain for p in sequence.request.prompt.boundaries}
             positions |= {(length - 1) // grain * grain, sequence.branch_point // grain * grain}
             if self._checkpoint_interval:
@@ -366,7 +367,7 @@ class Scheduler:
             return None
         namespace = sequence.request.namespace
         wants_all = sequence.request.num_prompt_logprobs is not None
-        key, limit = sequence.cache_key, 0 if wants_all else len(sequence.tokens) - 1
+        key, limit = sequence.cache_key, 0 if wants_all else sequence.prefill_end
         lease = self.cache.match(key, namespace=namespace, limit=limit, is_use=False)
         while (whole := self._reusable(sequence, lease.num_tokens)) < lease.num_tokens:
             self.cache.release(lease)
@@ -381,7 +382,7 @@ class Scheduler:
         leaders = [s for s in self.running.values() if s.will_store_prefix and self._shares_cache(s, sequence)]
         if not leaders:
             return False
-        key, limit = sequence.cache_key, len(sequence.tokens) - 1
+        key, limit = sequence.cache_key, sequence.prefill_end
         stored = self.cache.match_length(key, namespace=sequence.request.namespace, usable_only=True)
         coming = max(self._will_store(leader, key) for leader in leaders)
         return min(coming, limit) - stored >= self._block_size

@@ -8,7 +8,9 @@ moves the second number towards the first. With the next step launched before th
     computed   |===========================......|
                                 ^ num_computed counts launched work too
 
-Every token is computed exactly once; the last known (or pending) one is what the next decode step computes.
+Every token is computed exactly once; the last known (or pending) one is what the next decode step computes. After a
+preemption all of it is computed again: in chunks, or, where the shapes of a computation must stay what they were, the
+prompt in chunks and the answer in decode steps whose outcome is known.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Sequence:
     """`order` is the arrival number: lower is older, and the youngest is preempted first.
 
     `restore` is a prefix on its way from disk, `num_restores` how many were begun, `is_on_disk` that one is due.
+    `redecodes`: of its answer nothing is computed in chunks or taken from the prefix cache (`invariance.py`).
     `prefill_left` is an estimate made at `prefill_checked`, for the order of the queue.
     """
 
@@ -51,6 +54,7 @@ class Sequence:
     order: int
     arrived: float
     tokens: list[int] = field(default_factory=list)
+    redecodes: bool = False
     status: Status = Status.WAITING
     num_computed: int = 0
     num_pending: int = 0
@@ -100,9 +104,14 @@ class Sequence:
         return self.num_completion_tokens + self.num_pending
 
     @property
+    def prefill_end(self) -> int:
+        """Tokens that chunks compute, or a stored prefix gives: the last one is left to a decode step."""
+        return (self.num_prompt_tokens if self.redecodes else self.num_tokens) - 1
+
+    @property
     def num_to_prefill(self) -> int:
-        """Tokens to compute before the next decode step, which computes the last one itself."""
-        return self.num_tokens - 1 - self.num_computed
+        """Tokens to compute before the next decode step."""
+        return max(0, self.prefill_end - self.num_computed)
 
     @property
     def is_prefilling(self) -> bool:
@@ -117,6 +126,11 @@ class Sequence:
     def wants_token(self) -> bool:
         """Ready to decode: all but the last token computed, and the budget of completion tokens not used up."""
         return self.num_to_prefill == 0 and self.num_sampled < self.request.max_tokens
+
+    @property
+    def is_repeating(self) -> bool:
+        """The decode step planned last computes a token behind which another is known: it samples nothing."""
+        return self.num_computed < len(self.tokens)
 
     @property
     def cache_key(self) -> tuple[int, ...]:
