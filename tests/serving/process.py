@@ -10,9 +10,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -29,20 +30,33 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together."""
+    """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together.
+
+    `environment` is set beside what the tests have; of theirs no setting of ours is passed on. `entry` is what Python
+    runs.
+    """
 
     def __init__(
-        self, model: Path | str, *flags: str, log: Path, port: int | None = None, verify: ssl.SSLContext | bool = True
+        self,
+        model: Path | str,
+        *flags: str,
+        log: Path,
+        port: int | None = None,
+        verify: ssl.SSLContext | bool = True,
+        environment: Mapping[str, str] | None = None,
+        entry: Sequence[str] = ("-m", "vllm_mlx.cli"),
     ) -> None:
         self.port = port or free_port()
         self.url = f"{'https' if '--ssl-certfile' in flags else 'http'}://127.0.0.1:{self.port}"
         self._verify = verify
         self._log = log
         named = [str(model)] if model else []
-        command = [sys.executable, "-m", "vllm_mlx.cli", "serve", *named, "--port", str(self.port), *flags]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_MLX_")}
+        command = [sys.executable, *entry, "serve", *named, "--port", str(self.port), *flags]
+        passed_on = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_MLX_")}
         with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env={**passed_on, **(environment or {})}
+            )
 
     @property
     def output(self) -> str:
@@ -70,10 +84,10 @@ class ServerProcess:
 
 @contextmanager
 def serving(
-    model: Path | str, *flags: str, log: Path, is_awaited: bool = True, verify: ssl.SSLContext | bool = True
+    model: Path | str, *flags: str, log: Path, is_awaited: bool = True, **options: Any
 ) -> Iterator[ServerProcess]:
-    """A server that is ready, and ended at the end. `verify`: whom a server with TLS is checked against."""
-    server = ServerProcess(model, *flags, log=log, verify=verify)
+    """A server that is ready, and ended at the end; `options` are those of `ServerProcess`."""
+    server = ServerProcess(model, *flags, log=log, **options)
     try:
         if is_awaited:
             server.wait_until_healthy()
