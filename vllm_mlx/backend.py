@@ -153,7 +153,10 @@ class Backend:
         engines: list[Engine] = []
         loaded_beside: list[tuple[beside.Source, Any]] = []
 
-        adapters = adapters or AdapterRegistry()
+        if adapters is None:
+            adapters = AdapterRegistry()
+            adapters.begin_with(files.adapters)
+        registry = adapters
         ranks = Lead(place, files, settings.model.distributed_timeout) if place is not None else None
 
         def build(publish: Publish) -> Engine:
@@ -168,8 +171,7 @@ class Backend:
                 )
             )
             # All weights before the memory that is left is shared out.
-            for adapter in files.adapters:
-                adapter.facts = loaded[0].model.adapters.load(adapter.key, adapter.path)
+            registry.bring_back(loaded[0].model.adapters.load)
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
             draft_model = None
             if files.draft is not None:
@@ -198,7 +200,6 @@ class Backend:
         if ranks is not None:
             ranks.on_lost = engine.abandon
         engine.start().result()
-        adapters.begin_with(files.adapters)
         adapters.attach(loaded[0].model.adapters, engine.submit_job)
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure

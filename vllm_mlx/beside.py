@@ -30,27 +30,42 @@ class Source:
     weights_bytes: int
 
 
+FLOAT32_BYTES = 4
+
+
 def find(settings: Settings) -> list[Source]:
     """Fetch what the flags name; raises ModelLoadError, one sentence, for what cannot be served."""
-    beside, model = settings.beside, settings.model
-    sources = []
-    for task, name in (
-        ("embedding", beside.embedding_model),
-        ("rerank", beside.rerank_model),
-        ("transcription", beside.stt_model),
-        ("speech", beside.tts_model),
-    ):
-        if name is None:
-            continue
-        folder = resolve(
-            name,
-            offline=model.offline,
-            timeout_s=model.download_timeout,
-            retries=model.download_retries,
-            progress=Bar(name),
+    beside = settings.beside
+    return [
+        find_one(settings, task, name, name)
+        for task, name in (
+            ("embedding", beside.embedding_model),
+            ("rerank", beside.rerank_model),
+            ("transcription", beside.stt_model),
+            ("speech", beside.tts_model),
         )
-        sources.append(Source(task, name, folder, _weights_bytes(task, folder)))
-    return sources
+        if name is not None
+    ]
+
+
+def find_one(settings: Settings, task: str, path: str, id: str) -> Source:
+    """Fetch one model, which the API will call `id`."""
+    model = settings.model
+    folder = resolve(
+        path,
+        offline=model.offline,
+        timeout_s=model.download_timeout,
+        retries=model.download_retries,
+        progress=Bar(path),
+    )
+    return Source(task, id, folder, _weights_bytes(task, folder))
+
+
+def memory_bytes(source: Source, *, is_cpu: bool) -> int:
+    """What its weights are likely to take in memory: on a CPU, those of encoders become float32."""
+    if not is_cpu or source.task not in ("embedding", "rerank"):
+        return source.weights_bytes
+    return max(source.weights_bytes, read_profile(source.folder).num_parameters * FLOAT32_BYTES)
 
 
 def _weights_bytes(task: str, folder: Path) -> int:
@@ -84,21 +99,23 @@ def services(settings: Settings, oneshots: OneShots, loaded: Sequence[tuple[Sour
 
 
 def _serve(settings: Settings, oneshots: OneShots, source: Source, model: Any) -> BesideModel:
+    return BesideModel(source.id, source.task, make_service(settings, oneshots, source.task, model), model.nbytes)
+
+
+def make_service(settings: Settings, oneshots: OneShots, task: str, model: Any) -> Any:
+    """What does the jobs of a loaded model."""
+    if task == "transcription":
+        return TranscriptionService(oneshots, model)
+    if task == "speech":
+        return SpeechService(oneshots, model)
     beside = settings.beside
-    service: Any
-    if source.task == "transcription":
-        service = TranscriptionService(oneshots, model)
-    elif source.task == "speech":
-        service = SpeechService(oneshots, model)
-    else:
-        is_embedding = source.task == "embedding"
-        service = EncodingService(
-            oneshots,
-            model,
-            max_length=beside.embedding_max_length if is_embedding else None,
-            refuses_overflow=is_embedding and beside.embedding_overflow_policy == "error",
-        )
-    return BesideModel(source.id, source.task, service, model.nbytes)
+    is_embedding = task == "embedding"
+    return EncodingService(
+        oneshots,
+        model,
+        max_length=beside.embedding_max_length if is_embedding else None,
+        refuses_overflow=is_embedding and beside.embedding_overflow_policy == "error",
+    )
 
 
 def find_draft(settings: Settings, served: Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from tests.simulation.fake_model import FakeRunner, lone_run
 from vllm_mlx.engine.engine import Engine, Publish
+from vllm_mlx.engine.jobs import JobsOnly
 from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.request import Prompt, Request
 from vllm_mlx.engine.scheduler import FixedChunk, Limits, Scheduler
@@ -370,3 +372,31 @@ async def test_an_ended_engine_lets_go_of_what_it_held() -> None:
         assert world.thread.stop(10)
         gc.collect()
         assert engine() is None
+
+
+class PausedJobs(JobsOnly):
+    """Takes note of what it is told of others' jobs."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def paused(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_jobs_run_without_any_model_and_their_time_is_not_blamed_on_the_threads_other_engines() -> None:
+    thread, told = MlxThread(), PausedJobs()
+    first, second = EngineThread(lambda publish: told, thread), EngineThread(lambda publish: JobsOnly(), thread)
+    first.start().result()
+    second.start().result()
+
+    def work() -> str:
+        until = time.monotonic() + 0.01
+        while time.monotonic() < until:
+            pass
+        return threading.current_thread().name
+
+    own = first.submit_job(lambda: told.seconds).result()
+    assert second.submit_job(work).result() == "mlx"
+    assert first.submit_job(lambda: told.seconds).result() >= own + 0.01
+    assert first.stop() and second.stop() and second.submit_job(work).exception() is not None

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.serving.process import ServerProcess, serving
+from tests.tiny_encoders import build_embedder
 
 # Each demo model costs some 25 MB of weights and at least 64 MiB for keys and values: two fit, three do not.
 BUDGET_GB = "0.2"
@@ -109,12 +110,16 @@ def test_diagnostics_and_memory_know_of_the_pool(server) -> None:
     assert 0 < body["memory"]["pool_used_gb"] <= body["memory"]["pool_budget_gb"] == float(BUDGET_GB)
 
 
-def test_an_idle_model_gives_its_memory_back_and_returns_when_asked(tmp_path) -> None:
-    with serving("demo", "--idle-unload-seconds", "0.2", log=tmp_path / "log") as server:
+def test_idle_models_give_their_memory_back_and_return_when_asked(tmp_path) -> None:
+    embedder = str(build_embedder("bert", tmp_path / "embedder"))
+    flags = ("--idle-unload-seconds", "0.2", "--embedding-model", embedder)
+    with serving("demo", *flags, log=tmp_path / "log") as server:
         limit = time.monotonic() + 60
-        while states(server)["demo"] != "unloaded":
-            assert time.monotonic() < limit
-            time.sleep(0.05)
+        for _ in range(2):
+            assert httpx.post(f"{server.url}/v1/embeddings", json={"input": "a fox"}, timeout=60).status_code == 200
+            while (states(server)["demo"], states(server)[embedder]) != ("unloaded", "unloaded"):
+                assert time.monotonic() < limit
+                time.sleep(0.05)
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert "pong" in ask(server, "any-name").json()["choices"][0]["message"]["content"].lower()
 

@@ -28,6 +28,13 @@ def test_models_that_do_not_fit_together_each_get_a_part_of_what_their_own_weigh
     assert shares[0].kv_bytes < shares[1].kv_bytes
 
 
+def test_models_beside_the_chat_have_their_part_before_it_is_divided() -> None:
+    (share,) = divide(100 * GIB, [Weighed(40 * GIB)], is_cpu=False, beside_bytes=10 * GIB)
+    assert share.kv_bytes == 40 * GIB
+    (tight,) = divide(100 * GIB, [Weighed(40 * GIB)], is_cpu=False, beside_bytes=80 * GIB)
+    assert tight.kv_bytes == 48 * GIB, "they take turns"
+
+
 def test_a_model_that_can_never_fit_says_what_it_would_need() -> None:
     (share,) = divide(10 * GIB, [Weighed(12 * GIB)], is_cpu=False)
     assert share.weights_bytes == 12 * GIB and share.kv_bytes == MIN_KV_BYTES

@@ -43,9 +43,31 @@ def test_a_model_on_the_command_line_stands_before_those_of_the_file(tmp_path: P
     assert [spec.id for spec in specs] == ["org/a", "org/b"]
 
 
+def test_models_beside_the_chat_have_a_kind_and_the_settings_of_their_kind(tmp_path: Path) -> None:
+    text = """
+        models:
+          - {id: vectors, path: org/v, kind: embedding, settings: {embedding-max-length: 64, dtype: float32}}
+          - {path: org/chat}
+          - {id: ears, path: org/ears, kind: transcription, aliases: [whisper-1]}
+    """
+    flags = {"beside.rerank_model": "org/r", "beside.max_tts_input_chars": 9}
+    vectors, chat, ears, ranker = read(tmp_path, text, **flags)
+    assert [(s.id, s.kind) for s in (vectors, chat, ears, ranker)] == [
+        ("vectors", "embedding"), ("org/chat", "chat"), ("ears", "transcription"), ("org/r", "rerank"),
+    ]  # fmt: skip
+    assert vectors.settings.beside.embedding_max_length == 64 and vectors.settings.model.dtype == "float32"
+    assert not any(spec.settings.beside.rerank_model for spec in (vectors, chat, ears, ranker))
+    assert chat.settings.beside.max_tts_input_chars == 9, "what is said of all of them stays"
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
+        ("models: [{path: a, kind: embeding}]", "not 'embeding'; did you mean 'embedding'?"),
+        ("models: [{path: a, kind: rerank}]", "has no chat model"),
+        ("models: [{path: a, kind: speech, settings: {max-num-seqs: 3}}]", "no setting of a speech model"),
+        ("models: [{path: a, kind: rerank, settings: {embedding-max-length: 9}}]", "no setting of a rerank model"),
+        ("models: [{path: a, settings: {embedding-max-length: 9}}]", "no setting of a model"),
         ("models: [{path: a, alias: [b]}]", "model 1: there is no key 'alias'; did you mean 'aliases'?"),
         ("models: [{path: a, settings: {max-num-seq: 3}}]", "no setting of a model; did you mean 'max-num-seqs'?"),
         ("models: [{path: a, settings: {port: 3}}]", "'port' is no setting of a model"),

@@ -56,6 +56,31 @@ async def test_a_name_is_served_from_its_load_to_its_unload(tmp_path: Path) -> N
             pass
 
 
+async def test_adapters_come_back_with_their_model_as_their_files_are_then(tmp_path: Path) -> None:
+    world = World()
+    for name in ("same", "changed", "gone"):
+        await world.registry.load(name, folder(tmp_path, name))
+    keys = {adapter.name: adapter.key for adapter in world.registry}
+    world.registry.detach()
+    world.held.clear()
+    (tmp_path / "changed/adapter_config.json").write_text("other weights")
+    (tmp_path / "gone/adapter_config.json").unlink()
+    (tmp_path / "gone").rmdir()
+    world.registry.bring_back(world.load)
+    world.registry.attach(world, world.submit)
+    assert {adapter.name for adapter in world.registry} == {"same", "changed"}
+    async with world.registry.use("same") as same, world.registry.use("changed") as changed:
+        assert same == keys["same"] and changed != keys["changed"], "what is cached of other weights must not be found"
+        assert sorted(world.held) == sorted([same, changed])
+
+
+def test_an_adapter_of_the_start_that_does_not_fit_ends_the_start(tmp_path: Path) -> None:
+    registry = AdapterRegistry()
+    registry.begin_with([describe("none", tmp_path / "nowhere")])
+    with pytest.raises(ModelLoadError):
+        registry.bring_back(World().load)
+
+
 async def test_no_name_is_no_adapter(tmp_path: Path) -> None:
     async with World().registry.use("") as key:
         assert key == ""

@@ -7,8 +7,9 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import TypeVar
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -67,15 +68,27 @@ async def track(
     context.metrics.beside_latency.labels(task=model.task).observe(time.monotonic() - started)
 
 
+@dataclass(frozen=True)
+class Job:
+    """One request to a model beside the chat: its id, and what does its jobs."""
+
+    id: str
+    service: Any
+
+
 @asynccontextmanager
-async def beside_job(context: ServerContext, http: Request, model: BesideModel, route: str) -> AsyncIterator[str]:
-    """`track`, and inside it a permit, the time limit, and an end when the client leaves."""
+async def beside_job(
+    context: ServerContext, http: Request, model: BesideModel, route: str, *, is_stream: bool = False
+) -> AsyncIterator[Job]:
+    """`track`, and inside it a permit, the time limit, the model (which may have to be loaded), and, unless it is a
+    stream, which sees to that itself, an end when the client leaves."""
     async with (
-        track(context, http, model, route) as id,
-        watch_client(http.receive),
+        track(context, http, model, route, is_stream=is_stream) as id,
+        nullcontext() if is_stream else watch_client(http.receive),
         require_oneshots(context).admitted(),
+        model.use() as service,
     ):
-        yield id
+        yield Job(id, service)
 
 
 async def open_stream(http: Request, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -119,6 +119,10 @@ class Directory(Protocol):
         """All of them, the default one first."""
         ...
 
+    def beside_entries(self) -> Sequence[ModelEntry]:
+        """Those beside the chat, of whose `model` only the id is known."""
+        ...
+
     def find(self, name: str) -> ServedModel | None:
         """By id or alias; what is not known before a model was loaded is None in its facts."""
         ...

@@ -87,8 +87,8 @@ async def _rerank(http: Request, context: ServerContext, *, returns_documents: b
             param="documents",
             code="invalid_value",
         )
-    service: EncodingService = model.service
-    async with beside_job(context, http, model, "rerank") as id:
+    async with beside_job(context, http, model, "rerank") as job:
+        service: EncodingService = job.service
         computed = await service.score(
             [(body.query, document) for document in documents],
             instruction=body.instruction,
@@ -110,7 +110,7 @@ async def _rerank(http: Request, context: ServerContext, *, returns_documents: b
     ]
     return json_response(
         {
-            "id": id,
+            "id": job.id,
             "model": model.id,
             "results": results,
             "usage": {"prompt_tokens": computed.num_tokens, "total_tokens": computed.num_tokens},
@@ -131,8 +131,8 @@ async def score(http: Request, context: Context) -> Response:
     body = await read_body(http, ScoreRequest)
     pairs = _pairs(body)
     model = _scorer(context, body.model)
-    service: EncodingService = model.service
-    async with beside_job(context, http, model, "score") as id:
+    async with beside_job(context, http, model, "score") as job:
+        service: EncodingService = job.service
         if model.task == "rerank":
             computed = await service.score(pairs, instruction=body.instruction)
             num_tokens = computed.num_tokens
@@ -146,7 +146,7 @@ async def score(http: Request, context: Context) -> Response:
     context.metrics.beside_tokens.labels(task=model.task).inc(num_tokens)
     return json_response(
         {
-            "id": id,
+            "id": job.id,
             "object": "list",
             "created": int(time.time()),
             "model": model.id,
@@ -159,7 +159,8 @@ async def score(http: Request, context: Context) -> Response:
 def _scorer(context: ServerContext, name: str | None) -> BesideModel:
     """The reranker; or the embedding model where it is named, or alone."""
     embedder = context.beside.of_task("embedding")
-    if embedder is not None and (name == embedder.id or context.beside.of_task("rerank") is None):
+    is_named = embedder is not None and embedder in context.beside.named(name)
+    if embedder is not None and (is_named or context.beside.of_task("rerank") is None):
         return find_beside(context, "embedding", name)
     return find_beside(context, "rerank", name)
 

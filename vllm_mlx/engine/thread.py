@@ -15,13 +15,14 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from vllm_mlx.engine.engine import Engine, Publish
+from vllm_mlx.engine.engine import Publish
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.step import EngineStatus, FinishReason, TokenEvent
 from vllm_mlx.errors import EngineError, Unavailable
@@ -78,6 +79,25 @@ class Mailbox:
             self.arrived.clear()
             await self.arrived.wait()
         return self.events.popleft()
+
+
+class Steps(Protocol):
+    """What is stepped in turns: `Engine`, or `JobsOnly`."""
+
+    @property
+    def has_work(self) -> bool: ...
+    @property
+    def num_decoding(self) -> int: ...
+    def idle(self) -> bool: ...
+    def share_thread(self, num_decoding_elsewhere: int) -> None: ...
+    def step(self) -> None: ...
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+    def cancel_all(self) -> None: ...
+    def close(self) -> None: ...
+    def now(self) -> float: ...
+    def paused(self, seconds: float) -> None: ...
+    def status(self) -> EngineStatus: ...
 
 
 class MlxThread:
@@ -142,16 +162,22 @@ class MlxThread:
         engine, message = self._inbox.get()
         if isinstance(message, Open):
             engines.append(engine)
+        started = time.monotonic()
         engine.handle(message)
+        if isinstance(message, (Open, Call)):
+            # Loading a model, or another one's job: no step of the others is to be blamed for it.
+            for other in engines:
+                if other is not engine:
+                    other.paused(time.monotonic() - started)
 
 
 class EngineThread:
     """One engine on an MLX thread. `build` is called there and gives the engine; it may take long and may raise."""
 
-    def __init__(self, build: Callable[[Publish], Engine], thread: MlxThread | None = None) -> None:
-        self._build: Callable[[Publish], Engine] | None = build
+    def __init__(self, build: Callable[[Publish], Steps], thread: MlxThread | None = None) -> None:
+        self._build: Callable[[Publish], Steps] | None = build
         self._thread = thread or MlxThread()
-        self._engine: Engine | None = None  # MLX thread only
+        self._engine: Steps | None = None  # MLX thread only
         self._mailboxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._status = EngineStatus(is_healthy=False, failure="the model is loading")
@@ -242,6 +268,11 @@ class EngineThread:
     def idle(self) -> bool:
         return self._engine is not None and self._engine.idle()
 
+    def paused(self, seconds: float) -> None:
+        """The thread has done something for others."""
+        if self._engine is not None:
+            self._engine.paused(seconds)
+
     def turn(self, num_decoding_elsewhere: int) -> None:
         """One step, if there is anything to do. The thread's other engines decode so many rows between two steps."""
         engine = self._engine
@@ -288,7 +319,7 @@ class EngineThread:
         self._status = self._engine.status()
         self._ready.set_result(None)
 
-    def _call(self, engine: Engine, message: Call) -> None:
+    def _call(self, engine: Steps, message: Call) -> None:
         if not message.future.set_running_or_notify_cancel():
             return
         started = engine.now()

@@ -15,20 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_mlx import beside
 from vllm_mlx.api.context import Generation, ModelEntry, ServedModel, ServerContext
 from vllm_mlx.backend import Backend, ModelFiles, load_blas, served_model
 from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.errors import EngineError, ModelLoadError
+from vllm_mlx.fleet.beside import BesideMembers, KnownBeside, LoadedBeside, correct_cost, find
 from vllm_mlx.fleet.generation import PooledGeneration
 from vllm_mlx.fleet.pool import Member, ModelPool, ModelState
 from vllm_mlx.fleet.shares import Share, divide
-from vllm_mlx.fleet.specs import ModelSpec, read_specs
+from vllm_mlx.fleet.specs import CHAT, ModelSpec, read_specs
 from vllm_mlx.generation.adapters import AdapterRegistry
+from vllm_mlx.generation.admission import NO_PRESSURE, Admission, Pressure
+from vllm_mlx.generation.oneshot import OneShots
 from vllm_mlx.guards.process_memory import process_bytes, return_to_system
 from vllm_mlx.settings import Settings
 
 if TYPE_CHECKING:
-    from vllm_mlx.engine.thread import MlxThread
+    from vllm_mlx.engine.thread import EngineThread, MlxThread
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,15 @@ class Known:
 class FleetBackend:
     """The pool with the files of its models. Implements `lifecycle.Loaded` and `api.context.Directory`."""
 
-    def __init__(self, settings: Settings, known: Sequence[Known], thread: MlxThread, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        known: Sequence[Known],
+        known_beside: Sequence[KnownBeside],
+        thread: MlxThread,
+        jobs: EngineThread,
+        budget_bytes: int,
+    ) -> None:
         self._settings = settings
         self._known = {item.spec.id: item for item in known}
         self._models = {item.spec.id: _facts(item) for item in known}
@@ -58,8 +70,12 @@ class FleetBackend:
         for item in known:
             self._adapters[item.spec.id].begin_with(item.files.adapters)
         self._thread = thread
-        self._pool: ModelPool[Backend] = ModelPool(
-            [Member(item.spec.id, item.share.cost_bytes, item.spec.is_pinned) for item in known],
+        self._jobs = jobs
+        self._beside = BesideMembers(known_beside, jobs, self._oneshots())
+        costs = [(item.spec, item.share.cost_bytes) for item in known]
+        costs += [(item.spec, item.cost_bytes) for item in known_beside]
+        self._pool: ModelPool[Any] = ModelPool(
+            [Member(spec.id, cost_bytes, spec.is_pinned) for spec, cost_bytes in costs],
             budget_bytes=budget_bytes,
             load=self._load_member,
             unload=self._unload_member,
@@ -76,22 +92,31 @@ class FleetBackend:
     def load(cls, settings: Settings) -> FleetBackend:
         """Find all models and load those that start loaded; raises ModelLoadError or SettingsError."""
         specs = read_specs(settings)
-        files = [ModelFiles.fetch(spec.settings) for spec in specs]
+        chat = [spec for spec in specs if spec.kind == CHAT]
+        files = [ModelFiles.fetch(spec.settings) for spec in chat]
+        sources = find(specs)
         load_blas(settings)
-        from vllm_mlx.engine.thread import MlxThread  # this and what follows import MLX: after the BLAS
+        from vllm_mlx.engine.jobs import JobsOnly
+        from vllm_mlx.engine.thread import EngineThread, MlxThread  # this and what follows import MLX: after the BLAS
         from vllm_mlx.models import device
 
         free_bytes = device.free_bytes()
         gib = settings.pool.memory_budget_gb
         budget_bytes = int(gib * 2**30) if gib is not None else int(free_bytes * BUDGET_SHARE)
-        shares = divide(budget_bytes, [item.profile for item in files], is_cpu=device.report().backend == "cpu")
-        known = [Known(*item) for item in zip(specs, files, shares, strict=True)]
-        fleet = cls(settings, known, MlxThread(), budget_bytes)
-        for item in known:
-            fleet._pool.check_it_can_fit(fleet._pool.members[item.spec.id])
-        for item in known:
-            if item is known[0] or item.spec.is_pinned:
-                fleet._pool.members[item.spec.id].start_with(fleet._open(item))
+        is_cpu = device.report().backend == "cpu"
+        others = [KnownBeside(spec, source, beside.memory_bytes(source, is_cpu=is_cpu)) for spec, source in sources]
+        beside_bytes = sum(item.cost_bytes for item in others)
+        shares = divide(budget_bytes, [item.profile for item in files], is_cpu=is_cpu, beside_bytes=beside_bytes)
+        known = [Known(*item) for item in zip(chat, files, shares, strict=True)]
+        thread = MlxThread()
+        jobs = EngineThread(lambda publish: JobsOnly(), thread)
+        jobs.start().result()
+        fleet = cls(settings, known, others, thread, jobs, budget_bytes)
+        for member in fleet._pool.members.values():
+            fleet._pool.check_it_can_fit(member)
+        for member in fleet._pool.members.values():
+            if member.id == known[0].spec.id or member.is_pinned:
+                member.start_with(fleet._open(member))
         return fleet
 
     # ── lifecycle.Loaded ────────────────────────────────────────────────────────────────────────────────────────
@@ -104,9 +129,7 @@ class FleetBackend:
             dict.fromkeys(note for item in self._known.values() for note in item.files.notes)
         )
         context.model, context.service, context.models = self._models[default], self._services[default], self
-        first = self._pool.members[default].loaded
-        assert first is not None, "the default model starts loaded"
-        context.beside, context.oneshots = first.beside, first.oneshots
+        context.beside, context.oneshots = self._beside.registry(self._pool), self._beside.oneshots
         context.read_status = self.status
         context.read_memory = self.read_memory
         context.health_checks = self.health_checks
@@ -124,28 +147,23 @@ class FleetBackend:
         self._is_draining = True
         if self._watch is not None:
             self._watch.cancel()
+        self._beside.oneshots.start_drain()
         for backend in self._loaded():
             backend.start_drain()
 
     def close(self, timeout_s: float) -> bool:
-        return all([backend.close(timeout_s) for backend in self._loaded()])
+        are_stopped = all([backend.close(timeout_s) for backend in self._loaded()])
+        self._beside.oneshots.close()
+        return self._jobs.stop(timeout_s) and are_stopped
 
     # ── api.context.Directory ───────────────────────────────────────────────────────────────────────────────────
 
     def entries(self) -> Sequence[ModelEntry]:
-        return [
-            ModelEntry(
-                self._models[member.id],
-                self._known[member.id].spec.aliases,
-                member.state.value,
-                member.is_pinned,
-                member.num_active,
-                len(member.waiting),
-                member.cost_bytes,
-                member.failure,
-            )
-            for member in self._pool.members.values()
-        ]
+        return [_entry(self._pool.members[id], self._models[id], item.spec) for id, item in self._known.items()]
+
+    def beside_entries(self) -> Sequence[ModelEntry]:
+        known = self._beside.known.items()
+        return [_entry(self._pool.members[id], ServedModel(id), item.spec) for id, item in known]
 
     def find(self, name: str) -> ServedModel | None:
         found = self._names.get(name)
@@ -174,11 +192,12 @@ class FleetBackend:
     def read_memory(self) -> Mapping[str, Any]:
         loaded = self._loaded()
         memory = dict(loaded[0].read_memory()) if loaded else {}
+        beside = sum(m.loaded.nbytes for m in self._pool.members.values() if isinstance(m.loaded, LoadedBeside))
         gib = 2**30
         return {
             **memory,
             "kv_budget_gb": round(sum(backend.memory_bytes for backend in loaded) / gib, 3),
-            "weights_gb": round(sum(backend.model.weights_bytes or 0 for backend in loaded) / gib, 3),
+            "weights_gb": round((sum(backend.model.weights_bytes or 0 for backend in loaded) + beside) / gib, 3),
             "pool_budget_gb": round(self._pool.budget_bytes / gib, 3),
             "pool_used_gb": round(self._pool.used_bytes / gib, 3),
         }
@@ -186,7 +205,7 @@ class FleetBackend:
     def health_checks(self) -> Mapping[str, Mapping[str, Any]]:
         checks: dict[str, Mapping[str, Any]] = {}
         for member in self._pool.members.values():
-            if member.loaded is not None:
+            if isinstance(member.loaded, Backend):
                 for name, value in member.loaded.oversight.health_checks().items():
                     checks[name if not checks.get(name) else f"{name} ({member.id})"] = value
         failed = {m.id: m.failure for m in self._pool.members.values() if m.state is ModelState.FAILED}
@@ -202,9 +221,30 @@ class FleetBackend:
     # ── loading and unloading ───────────────────────────────────────────────────────────────────────────────────
 
     def _loaded(self) -> list[Backend]:
-        return [member.loaded for member in self._pool.members.values() if member.loaded is not None]
+        """The chat models in memory."""
+        return [member.loaded for member in self._pool.members.values() if isinstance(member.loaded, Backend)]
 
-    def _open(self, item: Known) -> Backend:
+    def _oneshots(self) -> OneShots:
+        limits = self._settings.limits
+        return OneShots(
+            self._jobs,
+            Admission(max_running=1, max_queue=limits.max_queue, pressure=self._pressure),
+            timeout_s=limits.timeout_s,
+            stall_target_s=self._settings.batch.stall_target_ms / 1000,
+        )
+
+    def _pressure(self) -> Pressure:
+        """What memory means for jobs beside the chat: as any of the loaded models' guards says."""
+        found = (backend.oversight.pressure() for backend in self._loaded())
+        return next((pressure for pressure in found if pressure.rejects_new), NO_PRESSURE)
+
+    def _open(self, member: Member[Any]) -> Backend | LoadedBeside:
+        """Load a member. Blocks."""
+        if member.id in self._beside:
+            loaded = self._beside.open(member.id)
+            correct_cost(member, loaded)
+            return loaded
+        item = self._known[member.id]
         return Backend.open(
             item.files,
             thread=self._thread,
@@ -213,35 +253,49 @@ class FleetBackend:
             adapters=self._adapters[item.spec.id],
         )
 
-    async def _load_member(self, member: Member[Backend]) -> Backend:
+    async def _load_member(self, member: Member[Any]) -> Backend | LoadedBeside:
         if self._is_draining:
             raise ModelLoadError("The server is shutting down and loads no models any more.")
-        backend = await asyncio.to_thread(self._open, self._known[member.id])
+        backend = await asyncio.to_thread(self._open, member)
+        if isinstance(backend, LoadedBeside):
+            return backend
         # Now everything is known of it, also what only the loaded weights tell.
         self._models[member.id] = dataclasses.replace(backend.model, id=member.id)
         backend.oversight.start(backend.engine)
         return backend
 
-    async def _unload_member(self, member: Member[Backend], backend: Backend) -> None:
+    async def _unload_member(self, member: Member[Any], backend: Backend | LoadedBeside) -> None:
         before = process_bytes()
-        status = backend.engine.status
-        backend.start_drain()
-        if not await asyncio.to_thread(backend.close, UNLOAD_S):
-            raise EngineError(f"{member.id} is stuck in a step and cannot be unloaded.")
-        self._past = add_up([self._past, _totals(status)])
+        if isinstance(backend, LoadedBeside):
+            await self._beside.drop(backend)
+        else:
+            status = backend.engine.status
+            backend.start_drain()
+            if not await asyncio.to_thread(backend.close, UNLOAD_S):
+                raise EngineError(f"{member.id} is stuck in a step and cannot be unloaded.")
+            self._past = add_up([self._past, _totals(status)])
         del backend
         await asyncio.to_thread(_collect)
-        others = self._loaded()
-        if others:
-            await others[0].engine.call(_release)  # MLX's own cache of buffers
-        else:
-            await asyncio.to_thread(_release)
+        await self._jobs.call(_release)  # MLX's own cache of buffers
         log.info("unloaded %s: %.0f MiB became free", member.id, (before - process_bytes()) / 2**20)
 
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(IDLE_POLL_S)
             await self._pool.unload_idle()
+
+
+def _entry(member: Member[Any], model: ServedModel, spec: ModelSpec) -> ModelEntry:
+    return ModelEntry(
+        model,
+        spec.aliases,
+        member.state.value,
+        member.is_pinned,
+        member.num_active,
+        len(member.waiting),
+        member.cost_bytes,
+        member.failure,
+    )
 
 
 def _facts(item: Known) -> ServedModel:

@@ -1,7 +1,8 @@
 """How a byte budget is divided among models: weights, and what each may take for keys and values. Plain arithmetic.
 
 What the budget leaves beside the weights of all models is divided evenly. Where the weights do not fit together, a
-model is given an even part of what its own weights alone would leave, and models take turns.
+model is given an even part of what its own weights alone would leave, and models take turns. Models beside the chat
+keep no keys and values; they take their weights and room to compute in.
 """
 
 from __future__ import annotations
@@ -39,11 +40,16 @@ class Share:
         return self.weights_bytes + self.kv_bytes
 
 
-def divide(budget_bytes: int, models: Sequence[Weighed], *, is_cpu: bool) -> list[Share]:
-    """One share a model, in order. A model that cannot fit gets a share that says what it would need."""
+WORK_BYTES = 32 << 20
+"""What a slice of a job beside the chat may take while it is computed."""
+
+
+def divide(budget_bytes: int, models: Sequence[Weighed], *, is_cpu: bool, beside_bytes: int = 0) -> list[Share]:
+    """One share a model, in order. A model that cannot fit gets a share that says what it would need. `beside_bytes`
+    are what all models beside the chat take together."""
     even = budget_bytes // len(models)
     weights = [_in_memory(model, even, is_cpu=is_cpu) for model in models]
-    together = (budget_bytes - sum(weights)) // len(models)
+    together = (budget_bytes - beside_bytes - sum(weights)) // len(models)
     shares = []
     for own in weights:
         room = together if together * KV_SHARE >= MIN_KV_BYTES else (budget_bytes - own) // len(models)

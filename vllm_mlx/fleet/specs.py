@@ -6,6 +6,9 @@
         aliases: [claude-sonnet-4-5] # more names; `default` is the first model's
         pinned: true                 # never unloaded, loaded at start
         settings: {max-num-seqs: 8, default-temperature: 0.2}   # flags of `serve`, for this model alone
+      - {id: vectors, path: org/an-embedder, kind: embedding}   # or rerank, transcription, speech; else chat
+
+The flags that name models beside the chat (`--embedding-model` and the like) name members of the pool, too.
 """
 
 from __future__ import annotations
@@ -20,9 +23,15 @@ import yaml
 
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.options import parse_value, value_type
-from vllm_mlx.settings import BesideSettings, SettingField, Settings, setting_fields
+from vllm_mlx.settings import SettingField, Settings, setting_fields
 
-KEYS = ("id", "path", "aliases", "pinned", "settings")
+KEYS = ("id", "path", "kind", "aliases", "pinned", "settings")
+CHAT = "chat"
+BESIDE = {"embedding": "embedding_model", "rerank": "rerank_model", "transcription": "stt_model", "speech": "tts_model"}
+"""The kinds that are no chat model, and the setting that names one where there is no pool."""
+# What a model beside the chat reads of its settings.
+BESIDE_FIELDS = ("model.dtype", "model.trust_remote_code", "model.offline")
+EMBEDDING_FIELDS = ("beside.embedding_max_length", "beside.embedding_overflow_policy")
 # What belongs to the process and not to a model.
 PROCESS_GROUPS = ("server", "cpu", "pool", "beside", "mcp")
 PROCESS_FIELDS = ("model.model", "model.more_models")
@@ -37,6 +46,7 @@ class ModelSpec:
     settings: Settings
     aliases: tuple[str, ...] = ()
     is_pinned: bool = False
+    kind: str = CHAT
 
     @property
     def path(self) -> str:
@@ -50,17 +60,27 @@ def read_specs(settings: Settings) -> tuple[ModelSpec, ...]:
         if "model.model" not in settings.given:
             specs = []  # the file says it all; the built-in model is served only when it is asked for
         specs += _read_file(settings, Path(settings.pool.models_config).expanduser())
+    if not any(spec.kind == CHAT for spec in specs):
+        raise SettingsError(
+            f"--models-config {settings.pool.models_config} has no chat model; a server needs one, be it `demo`."
+        )
+    specs += _from_flags(settings)
     _check_names(specs)
-    return (_with_company(specs[0]), *(replace(s, settings=_alone(s.settings)) for s in specs[1:]))
+    return tuple(replace(spec, settings=_alone(spec.settings)) for spec in specs)
 
 
-def _with_company(default: ModelSpec) -> ModelSpec:
-    """Models beside the served one stand beside the default one, which therefore stays."""
-    return replace(default, is_pinned=default.is_pinned or default.settings.beside != BesideSettings())
+def _from_flags(settings: Settings) -> list[ModelSpec]:
+    named = ((kind, getattr(settings.beside, field)) for kind, field in BESIDE.items())
+    return [
+        ModelSpec(name, settings.with_values(model__model=name, model__more_models=()), kind=kind)
+        for kind, name in named
+        if name is not None
+    ]
 
 
 def _alone(settings: Settings) -> Settings:
-    return replace(settings, beside=BesideSettings())
+    """Without the models beside it, which are members themselves; what else is said of them stays."""
+    return settings.with_values(**{f"beside__{field}": None for field in BESIDE.values()})
 
 
 def _from_name(settings: Settings, name: str) -> ModelSpec:
@@ -88,6 +108,7 @@ def _spec(settings: Settings, entry: Any, where: str) -> ModelSpec:
     _check_keys(entry, KEYS, where)
     path, aliases, pinned, own = (
         entry.get("path"), entry.get("aliases", []), entry.get("pinned", False), entry.get("settings") or {})
+    kind = entry.get("kind", CHAT)
     name = entry.get("id", path)
     if not isinstance(path, str) or not path.strip():
         raise SettingsError(f"{where}: `path` must be a model folder, a hub id or `demo`.")
@@ -97,26 +118,32 @@ def _spec(settings: Settings, entry: Any, where: str) -> ModelSpec:
         raise SettingsError(f"{where}: `aliases` must be a list of names.")
     if not isinstance(pinned, bool):
         raise SettingsError(f"{where}: `pinned` must be true or false.")
+    if kind not in (CHAT, *BESIDE):
+        near = _nearest(str(kind), (CHAT, *BESIDE))
+        raise SettingsError(f"{where}: `kind` must be one of {', '.join((CHAT, *BESIDE))}, not {kind!r}{near}.")
     if not isinstance(own, dict):
         raise SettingsError(f"{where}: `settings` must be a mapping of flags to values.")
-    own_values = _settings_of(own, where)
+    own_values = _settings_of(own, kind, where)
     settings = settings.with_values(model__model=path, model__more_models=(), **own_values)
     given = settings.given | {key.replace("__", ".") for key in own_values}
-    return ModelSpec(name, replace(settings, given=given), tuple(aliases), pinned)
+    return ModelSpec(name, replace(settings, given=given), tuple(aliases), pinned, kind)
 
 
-def _settings_of(own: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    fields = {name: item for item in setting_fields() if _is_own(item) for name in _names(item)}
+def _settings_of(own: Mapping[Any, Any], kind: str, where: str) -> dict[str, Any]:
+    fields = {name: item for item in setting_fields() if _is_own(item, kind) for name in _names(item)}
     values = {}
     for key, value in own.items():
         item = fields.get(str(key).removeprefix("--").replace("_", "-"))
         if item is None:
-            raise SettingsError(f"{where}: {key!r} is no setting of a model{_nearest(str(key), fields)}.")
+            model = "a model" if kind == CHAT else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} model"
+            raise SettingsError(f"{where}: {key!r} is no setting of {model}{_nearest(str(key), fields)}.")
         values[item.path.replace(".", "__")] = _value(item, value, f"{where}: {key}")
     return values
 
 
-def _is_own(item: SettingField) -> bool:
+def _is_own(item: SettingField, kind: str) -> bool:
+    if kind != CHAT:
+        return item.path in BESIDE_FIELDS or (kind == "embedding" and item.path in EMBEDDING_FIELDS)
     return item.group not in PROCESS_GROUPS and item.path not in PROCESS_FIELDS
 
 

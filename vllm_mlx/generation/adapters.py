@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vllm_mlx.errors import Unavailable, UnknownModel
+from vllm_mlx.errors import ModelLoadError, Unavailable, UnknownModel
+
+log = logging.getLogger(__name__)
 
 
 class Bank(Protocol):
@@ -73,11 +76,28 @@ class AdapterRegistry:
         """Serve adapters that the bank holds already."""
         self._adapters = {adapter.name: adapter for adapter in adapters}
 
+    def bring_back(self, load: Callable[[str, Path], Any]) -> None:
+        """Load all of them into a model that has just been loaded: `load` takes key and folder, on the MLX thread.
+
+        The first time, what does not fit raises ModelLoadError. When a model comes back, its files may have changed
+        meanwhile, which gives the adapter another key, or be gone, which costs the adapter and not the model.
+        """
+        for adapter in self:
+            if adapter.facts is None:
+                adapter.facts = load(adapter.key, adapter.path)
+                continue
+            adapter.key = describe(adapter.name, adapter.path).key
+            try:
+                adapter.facts = load(adapter.key, adapter.path)
+            except ModelLoadError as error:
+                log.warning("the adapter %s is served no more: %s", adapter.name, error)
+                del self._adapters[adapter.name]
+
     def attach(self, bank: Bank, submit: SubmitJob) -> None:
         self._bank, self._submit = bank, submit
 
     def detach(self) -> None:
-        """The model goes, and with it what was loaded since the start."""
+        """The model goes; its adapters come back with it."""
         self._bank = self._submit = None
 
     async def load(self, name: str, path: Path) -> Adapter:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -39,13 +39,28 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class BesideModel:
-    """A loaded model for one task. `service` does its jobs: an `EncodingService`, say."""
+    """A model for one task. What does its jobs (an `EncodingService`, say) is had by `use`.
+
+    It is `service` for a model that stays loaded; one of a pool is loaded by `enter` and stays for the length of the
+    block. `nbytes` are its weights'.
+    """
 
     id: str
     task: str
     service: Any
     nbytes: int
     created: int = field(default_factory=lambda: int(time.time()))
+    aliases: tuple[str, ...] = ()
+    enter: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Any]:
+        """The service; raises ModelLoadError when a model of a pool cannot be loaded."""
+        if self.enter is None:
+            yield self.service
+            return
+        async with self.enter() as service:
+            yield service
 
 
 class BesideModels:
@@ -59,7 +74,7 @@ class BesideModels:
 
     def named(self, model_id: str | None) -> list[BesideModel]:
         """Those of a name: seldom more than one, as a name may stand for two tasks."""
-        return [model for model in self if model.id == model_id]
+        return [model for model in self if model_id in (model.id, *model.aliases)]
 
     def of_task(self, task: str) -> BesideModel | None:
         return next((model for model in self if model.task == task), None)

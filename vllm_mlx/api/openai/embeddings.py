@@ -46,12 +46,12 @@ class EmbeddingRequest(WireModel):
 async def create_embeddings(http: Request, context: Annotated[ServerContext, Depends(get_context)]) -> Response:
     body = await read_body(http, EmbeddingRequest)
     model = find_beside(context, "embedding", body.model)
-    service: EncodingService = model.service
     inputs = inputs_of(body)
     cut = body.truncate_prompt_tokens
     if cut == 0:
         raise InvalidRequest("'truncate_prompt_tokens' must be -1 or at least 1.", param="truncate_prompt_tokens")
-    async with beside_job(context, http, model, "embeddings"):
+    async with beside_job(context, http, model, "embeddings") as job:
+        service: EncodingService = job.service
         computed = await service.embed(
             inputs, dimensions=body.dimensions, max_tokens=service.max_tokens if cut == -1 else cut
         )

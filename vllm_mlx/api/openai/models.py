@@ -41,7 +41,9 @@ async def list_models(http: Request, context: Context) -> Response:
     if "anthropic-version" in http.headers:
         data = [_anthropic_model(named) for named in names]
         return json_response({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
-    data = [_openai_model(named) for named in names] + [_beside_model(one) for one in context.beside]
+    data = [_openai_model(named) for named in names]
+    for one in context.beside:
+        data += [_beside_model(context, one, name) for name in (one.id, *one.aliases)]
     body: dict[str, Any] = {"object": "list", "data": data}
     if "client_version" in http.query_params:
         body["models"] = []  # Codex looks for its own catalogue here; an empty one makes it ask no further.
@@ -51,7 +53,7 @@ async def list_models(http: Request, context: Context) -> Response:
 @router.get("/v1/models/{model_id:path}", summary="Describe a model")
 async def retrieve_model(model_id: str, http: Request, context: Context) -> Response:
     if beside := context.beside.named(model_id):
-        return json_response(_beside_model(beside[0]))
+        return json_response(_beside_model(context, beside[0], model_id))
     found = next((named for named in served_names(context) if named.name == model_id), None)
     if found is None:
         raise _unknown(context, model_id)
@@ -65,9 +67,9 @@ async def retrieve_model(model_id: str, http: Request, context: Context) -> Resp
     description="Answers when it is in memory; idle models make room for it if they must.",
 )
 async def load_model(model_id: str, context: Context) -> Response:
-    models, model = _among_several(context, model_id)
-    await models.load_model(model.id)
-    return json_response(_openai_model(_named(context, model.id)))
+    models, id = _among_several(context, model_id)
+    await models.load_model(id)
+    return json_response(_described(context, id))
 
 
 @router.post(
@@ -76,11 +78,12 @@ async def load_model(model_id: str, context: Context) -> Response:
     description="Its running requests finish first. The next request that names it loads it again.",
 )
 async def unload_model(model_id: str, context: Context) -> Response:
-    models, model = _among_several(context, model_id)
-    if any(entry.is_pinned for entry in models.entries() if entry.model.id == model.id):
-        raise HttpError(409, f"The model '{model.id}' is pinned: it stays in memory.", code="model_pinned")
-    await models.unload_model(model.id)
-    return json_response(_openai_model(_named(context, model.id)))
+    models, id = _among_several(context, model_id)
+    entries = [*models.entries(), *models.beside_entries()]
+    if any(entry.is_pinned for entry in entries if entry.model.id == id):
+        raise HttpError(409, f"The model '{id}' is pinned: it stays in memory.", code="model_pinned")
+    await models.unload_model(id)
+    return json_response(_described(context, id))
 
 
 def served_names(context: ServerContext) -> list[Named]:
@@ -107,11 +110,14 @@ def served_names(context: ServerContext) -> list[Named]:
     return list(known.values())
 
 
-def _named(context: ServerContext, model_id: str) -> Named:
-    return next(named for named in served_names(context) if named.name == model_id)
+def _described(context: ServerContext, model_id: str) -> dict[str, Any]:
+    if beside := context.beside.named(model_id):
+        return _beside_model(context, beside[0], model_id)
+    return _openai_model(next(named for named in served_names(context) if named.name == model_id))
 
 
-def _among_several(context: ServerContext, name: str) -> tuple[Directory, ServedModel]:
+def _among_several(context: ServerContext, name: str) -> tuple[Directory, str]:
+    """The pool, and the id of the model of a name, chat or not."""
     if context.models is None:
         raise HttpError(
             409,
@@ -120,10 +126,12 @@ def _among_several(context: ServerContext, name: str) -> tuple[Directory, Served
             code="single_model",
         )
     context.require_service()
+    if beside := context.beside.named(name):
+        return context.models, beside[0].id
     model = context.models.find(name)
     if model is None:
         raise _unknown(context, name)
-    return context.models, model
+    return context.models, model.id
 
 
 def _unknown(context: ServerContext, name: str) -> UnknownModel:
@@ -143,27 +151,34 @@ def _openai_model(named: Named) -> dict[str, Any]:
         "parent": model.base_id if model.adapter else None,
         "max_model_len": model.context_tokens,
     }
-    if entry is not None:
-        described |= {
-            "state": entry.state,
-            "pinned": entry.is_pinned,
-            "num_active": entry.num_active,
-            "num_waiting": entry.num_waiting,
-            "memory_bytes": entry.cost_bytes,
-            "failure": entry.failure,
-        }
-    return described
+    return described | _life(entry)
 
 
-def _beside_model(model: BesideModel) -> dict[str, Any]:
+def _life(entry: ModelEntry | None) -> dict[str, Any]:
+    """Where one of several models is in its life; nothing for a model that stays."""
+    if entry is None:
+        return {}
     return {
-        "id": model.id,
+        "state": entry.state,
+        "pinned": entry.is_pinned,
+        "num_active": entry.num_active,
+        "num_waiting": entry.num_waiting,
+        "memory_bytes": entry.cost_bytes,
+        "failure": entry.failure,
+    }
+
+
+def _beside_model(context: ServerContext, model: BesideModel, name: str) -> dict[str, Any]:
+    entries = context.models.beside_entries() if context.models is not None else ()
+    return {
+        "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "vllm-mlx",
         "root": model.id,
         "parent": None,
         "task": model.task,
+        **_life(next((entry for entry in entries if entry.model.id == model.id), None)),
     }
 
 

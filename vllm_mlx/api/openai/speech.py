@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -13,7 +14,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_mlx.api.beside import find_beside, open_stream, require_oneshots, track
+from vllm_mlx.api.beside import beside_job, find_beside, open_stream
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import ErrorAnswer
@@ -62,7 +63,6 @@ class SpeechRequest(WireModel):
 async def speak(http: Request, context: Context) -> Response:
     body = await read_body(http, SpeechRequest)
     model = find_beside(context, "speech", body.model)
-    service: SpeechService = model.service
     limit = context.settings.beside.max_tts_input_chars
     if len(body.input) > limit:
         raise InvalidRequest(
@@ -72,7 +72,7 @@ async def speak(http: Request, context: Context) -> Response:
         )
     if not body.input.strip():
         raise InvalidRequest("'input' holds nothing to say.", param="input", code="invalid_value")
-    voice = service.voice(body.voice.id if isinstance(body.voice, VoiceId) else body.voice)
+    voice = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
     name = body.response_format or ("mp3" if audio_files.can_write("mp3") else "wav")
     audio_files.require_writer(name)
     options = SpeakOptions(voice=voice, speed=body.speed, instructions=body.instructions)
@@ -85,7 +85,8 @@ async def speak(http: Request, context: Context) -> Response:
 @router.get("/v1/audio/voices", summary="The voices of the text-to-speech model")
 async def voices(context: Context, model: str | None = None) -> Response:
     found = find_beside(context, "speech", model)
-    names = found.service.model.voices
+    async with found.use() as service:
+        names = service.model.voices
     return json_response({"model": found.id, "voices": [{"id": name, "name": name} for name in names]})
 
 
@@ -93,8 +94,9 @@ async def _sound(
     http: Request, context: ServerContext, model: BesideModel, text: str, options: SpeakOptions, name: str
 ) -> AsyncGenerator[tuple[int, bytes | None], None]:
     """The file's bytes as they are ready; None at the end."""
-    service: SpeechService = model.service
-    async with track(context, http, model, "speech", is_stream=True), require_oneshots(context).admitted():
+    async with beside_job(context, http, model, "speech", is_stream=True) as job:
+        service: SpeechService = job.service
+        options = replace(options, voice=service.voice(options.voice))
         async with aclosing(service.speak(text, options)) as samples:
             try:
                 first = await anext(samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -14,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
-from vllm_mlx.api.beside import beside_job, find_beside, open_stream, require_oneshots, track
+from vllm_mlx.api.beside import beside_job, find_beside, open_stream
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import ErrorAnswer, HttpError, invalid_from
 from vllm_mlx.api.openai import subtitles
@@ -88,9 +89,8 @@ async def translate(http: Request, context: Context) -> Response:
 async def _answer(http: Request, context: ServerContext, *, translates: bool) -> Response:
     form, data = await _read_form(http, context)
     model = find_beside(context, "transcription", form.model)
-    service: TranscriptionService = model.service
     options = TranscribeOptions(
-        language=_language(service, form.language),
+        language=form.language,
         translates=translates,
         prompt=form.prompt or None,
         temperature=form.temperature,
@@ -100,25 +100,27 @@ async def _answer(http: Request, context: ServerContext, *, translates: bool) ->
         raise InvalidRequest(
             "'timestamp_granularities' needs 'response_format': verbose_json.", param="timestamp_granularities"
         )
-    service.check(options)
     if form.stream:
         if form.response_format not in ("json", "text"):
             raise InvalidRequest("A stream has 'response_format' json or text.", param="response_format")
         events = _stream(http, context, model, data, options)
         return EventStream(await open_stream(http, events), _Pass())
-    async with beside_job(context, http, model, "transcription"):
+    async with beside_job(context, http, model, "transcription") as job:
+        service: TranscriptionService = job.service
+        options = _fit(service, options)
         clip = await service.decode(data)
         heard = [item async for item in service.transcribe(clip, options)]
-    return _whole(service, form, options, clip, heard)
+        return _whole(service, form, options, clip, heard)
 
 
 async def _stream(
     http: Request, context: ServerContext, model: BesideModel, data: bytes, options: TranscribeOptions
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """OpenAI's events: text as it is heard, then all of it."""
-    service: TranscriptionService = model.service
     text = ""
-    async with track(context, http, model, "transcription", is_stream=True), require_oneshots(context).admitted():
+    async with beside_job(context, http, model, "transcription", is_stream=True) as job:
+        service: TranscriptionService = job.service
+        options = _fit(service, options)
         clip = await service.decode(data)
         yield 0, b""  # the file is sound: from here on the answer is a stream
         async with aclosing(service.transcribe(clip, options)) as heard:
@@ -239,6 +241,13 @@ def _fields(form: FormData) -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
+
+
+def _fit(service: TranscriptionService, options: TranscribeOptions) -> TranscribeOptions:
+    """The options in the model's own words; raises InvalidRequest for what it cannot do."""
+    fitted = replace(options, language=_language(service, options.language))
+    service.check(fitted)
+    return fitted
 
 
 def _language(service: TranscriptionService, name: str | None) -> str | None:
