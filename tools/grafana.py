@@ -55,6 +55,11 @@ PANELS: list[str | tuple[str, str, list[tuple[str, str]]]] = [
                                ("vllm_mlx:memory_rejects_new", "refuses new requests")]),
     ("Preemptions, evictions", "short", [(rate("vllm:num_preemptions_total"), "preempted/s"),
                                          (rate("vllm_mlx:prefix_cache_evictions_total"), "evicted/s")]),
+    ("Guesses that were right", "percentunit", [(
+        f"{rate('vllm:spec_decode_num_accepted_tokens_total')} / {rate('vllm:spec_decode_num_draft_tokens_total')}",
+        "share")]),
+    ("Disk cache", "short", [(rate("vllm_mlx:disk_cache_restored_tokens_total"), "tokens read/s"),
+                             (rate("vllm_mlx:disk_cache_swaps_total"), "sequences written/s")]),
     ("Agreement of batched answers", "percentunit", [("vllm_mlx:divergence_agreement", "agreement")]),
 ]  # fmt: skip
 

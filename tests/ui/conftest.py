@@ -1,14 +1,18 @@
-"""A headless Chromium over the real application, or a skip that says what is missing.
+"""A headless Chromium, or a skip that says what is missing, and two kinds of server to look at with it.
 
-The pages' policy forbids evaluated code, so tests wait with `expect`, never with scripts of their own.
+`demo` and `locked` are the program as it is started, with the built-in model: one of each for the whole session. `site`
+is the real application in this process over a scripted model, for what no model can be asked to do: to be slow, to
+fail, to write dangerous Markdown. The pages' policy forbids evaluated code, so tests wait with `expect`, never with
+scripts of their own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import pytest
 import pytest_asyncio
 
 from tests.api.fakes import live_server, make_context
+from tests.serving.process import ServerProcess, serving
 from tests.ui.stand_in import StandIn
 from vllm_mlx.api.context import ServedModel, ServerContext
 
@@ -54,36 +59,27 @@ async def chromium() -> AsyncIterator[Any]:
 
 
 @dataclass
-class Site:
-    """One server and the pages a test opened on it."""
+class Window:
+    """The pages that a test opened on one server. What they log as an error is a problem."""
 
-    model: StandIn
-    context: ServerContext
     address: str
     open: Callable[..., Any]
     problems: list[str] = field(default_factory=list)
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def site(request: Any, chromium: Any) -> AsyncIterator[Site]:
-    """A server of its own for each test; an indirect parameter changes fields of its context.
-
-    A page that logs an error (a script's, a broken policy, a missing file) fails the test.
-    """
-    changes = dict(getattr(request, "param", {}))
-    model = StandIn()
-    context = make_context(model, model=changes.pop("model", seeing_model()), **changes)
+@asynccontextmanager
+async def window_on(chromium: Any, address: str) -> AsyncIterator[Window]:
+    """A page that logs an error (a script's, a broken policy, a missing file) fails the test."""
     problems: list[str] = []
     async with AsyncExitStack() as stack:
-        address = await stack.enter_async_context(live_server(context))
 
         async def open_page(path: str = "/", *, routes: Mapping[str, Any] | None = None, **options: Any) -> Any:
             """`routes`: addresses that are answered with this JSON instead of by the server."""
             size = options.pop("size", (1280, 860))
-            window = await chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
-            stack.push_async_callback(window.close)
-            page = await window.new_page()
-            page.set_default_timeout(20_000)
+            context = await chromium.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+            stack.push_async_callback(context.close)
+            page = await context.new_page()
+            page.set_default_timeout(30_000)
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
             for pattern, body in (routes or {}).items():
@@ -92,6 +88,88 @@ async def site(request: Any, chromium: Any) -> AsyncIterator[Site]:
             await page.locator("html[data-ready]").wait_for(state="attached")
             return page
 
-        yield Site(model, context, address, open_page, problems)
-    # What the server answers with an error status, the browser logs by itself.
-    assert [text for text in problems if "Failed to load resource" not in text] == []
+        yield Window(address, open_page, problems)
+    # What the server answers with an error status, and that it cannot be reached, the browser logs by itself.
+    own = ("Failed to load resource", "net::ERR_")
+    assert [text for text in problems if not any(words in text for words in own)] == []
+
+
+# ── the program with the built-in model ──────────────────────────────────────────────────────────────────────────────
+
+
+class Demo:
+    """A server that can be killed and started again at the same address."""
+
+    def __init__(self, stack: ExitStack, log: Path, *flags: str) -> None:
+        self._stack, self._log, self._flags = stack, log, flags
+        self.process = self._start(None)
+
+    def _start(self, port: int | None) -> ServerProcess:
+        return self._stack.enter_context(
+            serving("demo", *self._flags, log=self._log, port=port, is_awaited=False)
+        )
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    async def until_ready(self) -> None:
+        await asyncio.to_thread(self.process.wait_until_healthy)
+
+    def kill(self) -> None:
+        self.process.process.kill()
+        self.process.process.wait()
+
+    def start_again(self) -> None:
+        self.process = self._start(self.process.port)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def demo_server(chromium: Any, tmp_path_factory: Any) -> AsyncIterator[Demo]:
+    with ExitStack() as stack:
+        server = Demo(stack, tmp_path_factory.mktemp("demo") / "log")
+        await server.until_ready()
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def locked_server(chromium: Any, tmp_path_factory: Any) -> AsyncIterator[Demo]:
+    """One that wants the key `sesame` and takes small requests only."""
+    with ExitStack() as stack:
+        flags = ("--api-key", "sesame", "--max-body-mb", "0.05")
+        server = Demo(stack, tmp_path_factory.mktemp("locked") / "log", *flags)
+        await server.until_ready()
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def demo(chromium: Any, demo_server: Demo) -> AsyncIterator[Window]:
+    async with window_on(chromium, demo_server.url) as window:
+        yield window
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def locked(chromium: Any, locked_server: Demo) -> AsyncIterator[Window]:
+    async with window_on(chromium, locked_server.url) as window:
+        yield window
+
+
+# ── the application over a scripted model ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Site:
+    model: StandIn
+    context: ServerContext
+    address: str
+    open: Callable[..., Any]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def site(request: Any, chromium: Any) -> AsyncIterator[Site]:
+    """A server of its own for each test; an indirect parameter changes fields of its context."""
+    changes = dict(getattr(request, "param", {}))
+    model = StandIn()
+    context = make_context(model, model=changes.pop("model", seeing_model()), **changes)
+    async with live_server(context) as address, window_on(chromium, address) as window:
+        yield Site(model, context, address, window.open)

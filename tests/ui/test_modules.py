@@ -64,6 +64,20 @@ def test_highlighting_loses_no_text(tmp_path):
 
 
 @needs_node
+@pytest.mark.parametrize("lang", ["py", "diff", "unknown"])
+def test_long_code_is_coloured_in_pieces_of_whole_lines(tmp_path, lang):
+    code = "".join(f"x = {i}  # c\n{'y' * (i % 3)}\n" for i in range(60)) + '"""\nopen\n' * 2 + "z"
+    walk = f"""(() => {{
+      const text = {json.dumps(code)}, ends = [];
+      for (let at = 0; at < text.length;) {{ [, at] = m.highlightChunk(text, '{lang}', at); ends.push(at); }}
+      return [ends, m.highlight(text, '{lang}').map(([, part]) => part).join("") === text];
+    }})()"""
+    ends, is_whole = js(tmp_path, "highlight.js", walk)
+    assert is_whole and len(ends) > 3 and ends[-1] == len(code)
+    assert all(code[end - 1] == "\n" for end in ends[:-1])
+
+
+@needs_node
 def test_the_calculator_computes_and_says_what_it_cannot_read(tmp_path):
     given = ["2+3*4", "-2^2", "(1+2)*sqrt(16)", "1/0", "process.exit()"]
     call = "JSON.parse(m.runTool('calculate', JSON.stringify({expression: e})))"

@@ -102,7 +102,7 @@ class BodyLimit:
     def _error(self) -> HttpError:
         limit_mib = self._max_body_bytes / 2**20
         return HttpError(
-            413, f"The request body is larger than {limit_mib:g} MiB, the limit here.", code="request_too_large"
+            413, f"The request body is larger than {limit_mib:.3g} MiB, the limit here.", code="request_too_large"
         )
 
 

@@ -1,5 +1,6 @@
 // Colours for code: text and a language name in, [class, text] pairs out whose texts join to the input. No DOM.
 // One scanner with a few facts a language; it aims at comments, strings, numbers, keywords and calls, not at grammars.
+// It stops at the beginning of some line that lies outside of every token: code that grows is scanned again only from there.
 
 const words = (text) => new Set(text.split(" "));
 const C_LIKE = { line: "//", block: ["/*", "*/"], quotes: "\"'" };
@@ -29,20 +30,35 @@ const ALIASES = {
   yml: "yaml", ini: "toml", xml: "html", svg: "html", scss: "css", jsonc: "json", json5: "json", patch: "diff",
 };
 
+const CHUNK_LINES = 32;
+
+/** The whole text's pairs. */
 export function highlight(text, name) {
+  const all = [];
+  for (let at = 0; at < text.length;) {
+    const [parts, end] = highlightChunk(text, name, at);
+    all.push(...parts);
+    at = end;
+  }
+  return all;
+}
+
+/** The pairs of some whole lines from `start` on (which is 0 or an earlier `end`), and where they end. What stands before
+ *  an `end` that is not the text's keeps its colours, however the text goes on. */
+export function highlightChunk(text, name, start = 0) {
   const lang = LANGUAGES[ALIASES[name] ?? name];
-  if (!lang) return [["", text]];
-  if (lang.diff) return text.split(/(?<=\n)/).map((line) => [line[0] === "+" ? "add" : line[0] === "-" ? "cut" : line[0] === "@" ? "kw" : "", line]);
+  if (!lang || lang.diff) return plainChunk(text, start, Boolean(lang));
   const out = [];
   const push = (kind, part) => {
     if (!part) return;
     if (out.length && out.at(-1)[0] === kind) out.at(-1)[1] += part;
     else out.push([kind, part]);
   };
-  let at = 0;
+  let at = start, numLines = 0;
   while (at < text.length) {
     const from = at;
     const char = text[at];
+    if (at > start && text[at - 1] === "\n" && (numLines += 1) >= CHUNK_LINES) return [out, at];
     if (lang.key && (at === 0 || text[at - 1] === "\n")) {
       const eol = text.indexOf("\n", at);
       const key = lang.key.exec(text.slice(at, eol < 0 ? text.length : eol));
@@ -74,7 +90,15 @@ export function highlight(text, name) {
       at += word.length;
     } else { push("", char); at += 1; }
   }
-  return out;
+  return [out, at];
+}
+
+function plainChunk(text, start, isDiff) {
+  let end = start;
+  for (let i = 0; i < CHUNK_LINES && end < text.length; i += 1) end = text.indexOf("\n", end) + 1 || text.length;
+  const part = text.slice(start, end);
+  if (!isDiff) return [[["", part]], end];
+  return [part.split(/(?<=\n)/).map((line) => [{ "+": "add", "-": "cut", "@": "kw" }[line[0]] ?? "", line]), end];
 }
 
 function endOfString(text, at, quote, lang) {

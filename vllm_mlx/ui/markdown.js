@@ -1,5 +1,6 @@
-// Markdown as data: text in, a tree of plain objects out. No DOM here, so that it runs in tests without a browser.
-// Every top-level block carries its offsets, which lets a stream render only what changed (see render.js).
+// Markdown as data: text in, plain objects out. No DOM here, so that it runs in tests without a browser.
+// Every block carries its offsets, and quotes, items and rows carry their own text, which is parsed when it is drawn:
+// of an answer that grows only what changed is parsed and drawn again (see render.js).
 // Model output is untrusted: there is no raw HTML, and links are kept only with a harmless scheme.
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
@@ -10,7 +11,7 @@ const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:[ \t]+|$)/;
 const TABLE_RULE = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
 const MAX_DEPTH = 12;
 
-/** The top-level blocks of `text`, each with `start` and `end` offsets. */
+/** The blocks of `text`, each with `start` and `end` offsets. `depth` is how deep in quotes and lists it stands. */
 export function parseBlocks(text, depth = 0) {
   const lines = text.split("\n");
   const offsets = [];
@@ -43,8 +44,8 @@ function readBlock(lines, i, depth) {
   if (match) return [{ type: "heading", level: match[1].length, inline: parseInline(match[2] ?? "") }, i + 1];
   if (RULE.test(line)) return [{ type: "rule" }, i + 1];
   if (depth < MAX_DEPTH) {
-    if (QUOTE.test(line)) return readQuote(lines, i, depth);
-    if (ITEM.test(line)) return readList(lines, i, depth);
+    if (QUOTE.test(line)) return readQuote(lines, i);
+    if (ITEM.test(line)) return readList(lines, i);
   }
   if (line.includes("|") && i + 1 < lines.length && TABLE_RULE.test(lines[i + 1]) && lines[i + 1].includes("-")) {
     const head = cells(line);
@@ -84,14 +85,14 @@ function readMath(lines, i) {
   return null;
 }
 
-function readQuote(lines, i, depth) {
+function readQuote(lines, i) {
   const inner = [];
   let at = i;
   for (; at < lines.length && QUOTE.test(lines[at]); at += 1) inner.push(lines[at].replace(QUOTE, ""));
-  return [{ type: "quote", blocks: parseBlocks(inner.join("\n"), depth + 1) }, at];
+  return [{ type: "quote", text: inner.join("\n") }, at];
 }
 
-function readList(lines, i, depth) {
+function readList(lines, i) {
   const marker = ITEM.exec(lines[i])[2];
   const isOrdered = /\d/.test(marker);
   const kind = marker.at(-1);
@@ -122,7 +123,7 @@ function readList(lines, i, depth) {
     let text = own.join("\n");
     const task = /^\[([ xX])\][ \t]+/.exec(text);
     if (task) text = text.slice(task[0].length);
-    items.push({ task: task ? task[1] !== " " : null, blocks: parseBlocks(text, depth + 1) });
+    items.push({ task: task ? task[1] !== " " : null, text });
     let blank = at;
     while (blank < lines.length && !lines[blank].trim()) blank += 1;
     const next = blank < lines.length ? ITEM.exec(lines[blank]) : null;
@@ -133,7 +134,8 @@ function readList(lines, i, depth) {
 
 const leading = (line) => line.length - line.trimStart().length;
 
-function cells(line) {
+/** The texts of a table row's cells. */
+export function cells(line) {
   const row = line.trim().replace(/^\|/, "").replace(/(^|[^\\])\|$/, "$1");
   return row.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
@@ -141,13 +143,9 @@ function cells(line) {
 function readTable(lines, i, head) {
   const align = cells(lines[i + 1]).map((rule) =>
     rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : "left");
-  const rows = [];
   let at = i + 2;
-  for (; at < lines.length && lines[at].trim() && lines[at].includes("|"); at += 1) {
-    const row = cells(lines[at]);
-    rows.push(head.map((_, column) => parseInline(row[column] ?? "")));
-  }
-  return [{ type: "table", align, head: head.map((cell) => parseInline(cell)), rows }, at];
+  while (at < lines.length && lines[at].trim() && lines[at].includes("|")) at += 1;
+  return [{ type: "table", align, head, rows: lines.slice(i + 2, at) }, at];
 }
 
 function readParagraph(lines, i) {
@@ -209,7 +207,7 @@ function readInline(text, at, sign, depth, hopeless, inLink) {
     case "*": case "_": case "~": return readEmphasis(text, at, sign, depth, hopeless, inLink);
     default: {
       if (inLink) return null;
-      const url = /^https?:\/\/[^\s<>"'`|*]+/.exec(text.slice(at, at + 2000))[0].replace(/[.,;:!?)\]}]+$/, "");
+      const url = /^https?:\/\/[^\s<>"'`|*]*/.exec(text.slice(at, at + 2000))[0].replace(/[.,;:!?)\]}]+$/, "");
       const safe = url.length > 8 && safeUrl(url);
       return safe ? [{ type: "link", url: safe, inline: [{ type: "text", text: url }] }, at + url.length] : null;
     }

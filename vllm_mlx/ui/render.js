@@ -1,7 +1,9 @@
-// Markdown trees as DOM nodes, built one by one: text of a model never becomes HTML.
+// Markdown as DOM nodes, made one by one: text of a model never becomes HTML.
+// An answer grows, so everything here is a view with `update`: what is drawn and has not changed is left alone, and a
+// frame costs about the same at the end of a long answer, list, table or listing as at its beginning.
 import { copyButton, h } from "./dom.js";
-import { highlight } from "./highlight.js";
-import { parseBlocks } from "./markdown.js";
+import { highlightChunk } from "./highlight.js";
+import { cells, parseBlocks, parseInline } from "./markdown.js";
 import { parseMath } from "./math.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
@@ -17,97 +19,223 @@ function mathNode(tree) {
 /** A formula; a wide one scrolls by itself instead of widening the page. */
 const displayMath = (text) => h("div", { class: "formula", tabindex: "0", role: "group", "aria-label": "Formula" }, mathNode(parseMath(text, true)));
 
-const inline = (nodes) => nodes.map((n) => {
+function inlineNode(n) {
   switch (n.type) {
-    case "text": return n.text;
+    case "text": return document.createTextNode(n.text);
     case "code": return h("code", {}, n.text);
     case "math": return n.isDisplay ? displayMath(n.text) : mathNode(parseMath(n.text));
     case "break": return h("br");
-    case "link": return h("a", { href: n.url, target: "_blank", rel: "noopener noreferrer" }, ...inline(n.inline));
-    default: return h(n.type, {}, ...inline(n.inline));
-  }
-});
-
-function block(b) {
-  switch (b.type) {
-    case "heading": return h(`h${Math.min(6, b.level + 2)}`, {}, ...inline(b.inline));
-    case "rule": return h("hr");
-    case "math": return displayMath(b.text);
-    case "quote": return h("blockquote", {}, ...b.blocks.map(block));
-    case "list": return h(b.isOrdered ? "ol" : "ul", { class: b.isLoose && "loose", start: b.isOrdered && b.first }, ...b.items.map(item));
-    case "table": return table(b);
-    case "code": return new CodeView(b).el;
-    default: return h("p", {}, ...inline(b.inline));
+    case "link": return h("a", { href: n.url, target: "_blank", rel: "noopener noreferrer" }, ...n.inline.map(inlineNode));
+    default: return h(n.type, {}, ...n.inline.map(inlineNode));
   }
 }
 
-function item({ task, blocks }) {
-  const inner = blocks.flatMap((b) => (b.type === "paragraph" && blocks.length === 1 ? inline(b.inline) : [block(b)]));
-  if (task === null) return h("li", {}, ...inner);
-  return h("li", { class: "task" }, h("span", { role: "img", "aria-label": task ? "done" : "open" }, task ? "☑" : "☐"), " ", ...inner);
-}
+/** Text with emphasis, code, links: a paragraph, a heading, a cell. */
+class InlineView {
+  #drawn = [];
 
-function table(b) {
-  const cell = (tag, column, nodes) => h(tag, { class: b.align[column] }, ...inline(nodes));
-  return h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Table" }, h("table", {},
-    h("thead", {}, h("tr", {}, ...b.head.map((c, i) => cell("th", i, c)))),
-    h("tbody", {}, ...b.rows.map((row) => h("tr", {}, ...row.map((c, i) => cell("td", i, c)))))));
-}
-
-/** A code block that can grow: only the coloured pieces that changed are made again. */
-class CodeView {
-  constructor(b) {
-    this.code = h("code");
-    this.parts = [];
-    this.lang = b.lang;
-    this.el = h("figure", { class: "code" },
-      h("figcaption", {}, h("span", {}, b.lang || "text"), copyButton("Copy code", () => this.text)),
-      h("pre", { tabindex: "0" }, this.code));
+  constructor(tag, b, attrs = {}) {
+    this.el = h(tag, attrs);
     this.update(b);
   }
 
-  update(b) {
-    this.text = b.text;
-    const parts = highlight(b.text, b.lang);
+  update({ inline }) {
+    const drawn = this.#drawn, { childNodes } = this.el;
     let same = 0;
-    while (same < parts.length && same < this.parts.length && parts[same][0] === this.parts[same][0] && parts[same][1] === this.parts[same][1]) same += 1;
-    while (this.code.childNodes.length > same) this.code.lastChild.remove();
-    this.code.append(...parts.slice(same).map(([kind, text]) => (kind ? h("span", { class: kind }, text) : text)));
-    this.parts = parts;
+    while (same < inline.length && same < drawn.length && isSame(inline[same], drawn[same])) same += 1;
+    this.#drawn = inline;
+    // Mostly the last text has become longer.
+    const [now, before] = [inline[same], drawn[same]];
+    if (now?.type === "text" && before?.type === "text" && now.text.startsWith(before.text)) {
+      childNodes[same].appendData(now.text.slice(before.text.length));
+      same += 1;
+    }
+    while (childNodes.length > same) this.el.lastChild.remove();
+    this.el.append(...inline.slice(same).map(inlineNode));
   }
 }
 
-/** Grows with a stream: only from the last block on is anything parsed or drawn again. */
-export class MarkdownView {
-  #done = 0;
-  #kept = 0;
-  #code = null; // the view of the last block while it is an open code block
-  #codeAt = -1;
+const isSame = (a, b) => a.type === b.type && a.text === b.text && a.url === b.url && a.inline?.length === b.inline?.length
+  && (a.inline ?? []).every((one, i) => isSame(one, b.inline[i]));
 
-  constructor(el) { this.el = el; }
+/** What is one thing and is drawn anew when it changes: a rule, a formula. */
+class WholeView {
+  constructor(b) { this.el = b.type === "rule" ? h("hr") : displayMath(b.text); this.text = b.text; }
+  canBe(b) { return b.text === this.text; }
+  update() {}
+}
+
+class QuoteView {
+  constructor(b, depth) {
+    this.el = h("blockquote");
+    this.inner = new MarkdownView(this.el, depth + 1);
+    this.update(b);
+  }
+
+  update(b) { this.inner.update(b.text); }
+}
+
+class ListView {
+  #items = [];
+
+  constructor(b, depth) {
+    this.depth = depth;
+    this.isOrdered = b.isOrdered;
+    this.first = b.first;
+    this.el = h(b.isOrdered ? "ol" : "ul", { start: b.isOrdered && b.first });
+    this.update(b);
+  }
+
+  canBe(b) { return b.isOrdered === this.isOrdered && b.first === this.first; }
+
+  update(b) {
+    this.el.classList.toggle("loose", b.isLoose);
+    grow(this.#items, b.items, this.el, (item) => new ItemView(item, this.depth));
+  }
+}
+
+class ItemView {
+  constructor(item, depth) {
+    this.task = item.task;
+    const inner = item.task === null ? h("li") : h("div");
+    this.el = item.task === null ? inner : h("li", { class: "task" }, h("span", { role: "img", "aria-label": item.task ? "done" : "open" }, item.task ? "☑" : "☐"), inner);
+    this.inner = new MarkdownView(inner, depth + 1);
+    this.update(item);
+  }
+
+  canBe(item) { return item.task === this.task; }
+
+  update({ text }) {
+    if (text === this.text) return;
+    this.text = text;
+    this.inner.update(text);
+  }
+}
+
+class TableView {
+  #rows = [];
+
+  constructor(b) {
+    this.head = JSON.stringify([b.head, b.align]);
+    this.align = b.align;
+    this.body = h("tbody");
+    this.el = h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "Table" }, h("table", {},
+      h("thead", {}, h("tr", {}, ...b.head.map((text, i) => this.#cell("th", text, i)))), this.body));
+    this.update(b);
+  }
+
+  canBe(b) { return JSON.stringify([b.head, b.align]) === this.head; }
+
+  #cell(tag, text, column) { return new InlineView(tag, { inline: parseInline(text) }, { class: this.align[column] }).el; }
+
+  update(b) {
+    grow(this.#rows, b.rows, this.body, (line) => {
+      const texts = cells(line);
+      const el = h("tr", {}, ...this.align.map((_, i) => this.#cell("td", texts[i] ?? "", i)));
+      return { el, canBe: (other) => other === line, update() {} };
+    });
+  }
+}
+
+/** Code in pieces of some lines: only the last piece is coloured again, and only what changed in it is made again. */
+class CodeView {
+  #start = 0; // of the last piece
+  #drawn = [];
+
+  constructor(b) {
+    this.lang = b.lang;
+    this.code = h("code");
+    this.el = h("figure", { class: "code" },
+      h("figcaption", {}, h("span", {}, b.lang || "text"), copyButton("Copy code", () => this.text)),
+      h("pre", { tabindex: "0" }, this.code));
+    this.text = "";
+    this.update(b);
+  }
+
+  canBe(b) { return b.lang === this.lang; }
+
+  update({ text }) {
+    if (text === this.text) return;
+    if (!text.startsWith(this.text.slice(0, this.#start))) { this.code.replaceChildren(); this.#start = 0; }
+    this.text = text;
+    if (!this.code.lastChild) this.#open();
+    for (;;) {
+      const [parts, end] = highlightChunk(text, this.lang, this.#start);
+      this.#draw(parts);
+      if (end >= text.length) return;
+      this.#start = end;
+      this.#open();
+    }
+  }
+
+  #open() {
+    this.code.append(h("span", { class: "lines" }));
+    this.#drawn = [];
+  }
+
+  #draw(parts) {
+    const el = this.code.lastChild;
+    let same = 0;
+    while (same < parts.length && same < this.#drawn.length && parts[same][0] === this.#drawn[same][0] && parts[same][1] === this.#drawn[same][1]) same += 1;
+    while (el.childNodes.length > same) el.lastChild.remove();
+    el.append(...parts.slice(same).map(([kind, text]) => (kind ? h("span", { class: kind }, text) : text)));
+    this.#drawn = parts;
+  }
+}
+
+/** Make `views` show `things`, within `el`: a view is kept as long as it can be the thing in its place. */
+function grow(views, things, el, make) {
+  things.forEach((thing, i) => {
+    const view = views[i];
+    if (view && (view.canBe?.(thing) ?? true)) { view.update(thing); return; }
+    views[i] = make(thing);
+    if (view) view.el.replaceWith(views[i].el);
+    else el.append(views[i].el);
+  });
+  for (const view of views.splice(things.length)) view.el.remove();
+}
+
+function viewOf(b, depth) {
+  const view = (() => {
+    switch (b.type) {
+      case "heading": return new InlineView(`h${Math.min(6, b.level + 2)}`, b);
+      case "rule": case "math": return new WholeView(b);
+      case "quote": return new QuoteView(b, depth);
+      case "list": return new ListView(b, depth);
+      case "table": return new TableView(b);
+      case "code": return new CodeView(b);
+      default: return new InlineView("p", b);
+    }
+  })();
+  const canBe = view.canBe?.bind(view) ?? (() => true);
+  view.canBe = (other) => other.type === b.type && other.level === b.level && canBe(other);
+  return view;
+}
+
+/** A text that grows: only its last blocks are parsed again. */
+export class MarkdownView {
+  #done = ""; // the beginning whose blocks are complete
+  #open = []; // the views of the blocks after it
+
+  constructor(el, depth = 0) {
+    this.el = el;
+    this.depth = depth;
+  }
 
   update(text) {
-    const blocks = parseBlocks(text.slice(this.#done));
-    const last = blocks.at(-1);
-    if (blocks.length === 1 && this.#code && last.type === "code" && last.lang === this.#code.lang && this.#codeAt === this.#done + last.start) {
-      this.#code.update(last);
-      return;
+    if (!text.startsWith(this.#done)) {
+      this.el.replaceChildren();
+      this.#done = "";
+      this.#open = [];
     }
-    while (this.el.childNodes.length > this.#kept) this.el.lastChild.remove();
-    this.#code = null;
-    this.el.append(...blocks.map((b, i) => {
-      if (b.type !== "code" || i < blocks.length - 1) return block(b);
-      this.#code = new CodeView(b);
-      this.#codeAt = this.#done + b.start;
-      return this.#code.el;
-    }));
-    if (blocks.length > 1) { this.#kept += blocks.length - 1; this.#done += last.start; }
+    const rest = text.slice(this.#done.length);
+    const blocks = parseBlocks(rest, this.depth);
+    grow(this.#open, blocks, this.el, (b) => viewOf(b, this.depth));
+    // A block that begins in the last line may turn out to be the end of the one before: "#", then "#1 of them".
+    const lastLine = rest.lastIndexOf("\n") + 1;
+    const open = Math.max(0, blocks.findLastIndex((b) => b.start < lastLine));
+    if (!open) return;
+    this.#done = text.slice(0, this.#done.length + blocks[open].start);
+    this.#open.splice(0, open);
   }
-}
-
-/** The whole of a text, once. */
-export function renderMarkdown(text) {
-  const el = h("div", { class: "prose" });
-  new MarkdownView(el).update(text);
-  return el;
 }
