@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_mlx import __version__, beside, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
-from vllm_mlx.generation.adapters import Adapter, AdapterRegistry
+from vllm_mlx.generation.adapters import Adapter, AdapterRegistry, Bank
 from vllm_mlx.generation.adapters import describe as describe_adapter
 from vllm_mlx.generation.admission import Admission
 from vllm_mlx.generation.grammar import GrammarCompiler
@@ -137,6 +137,7 @@ class Backend:
         # After the BLAS: these import MLX.
         from vllm_mlx.engine.assembly import build_engine
         from vllm_mlx.engine.engine import Publish
+        from vllm_mlx.engine.ranks import LeadBank, LeadRunner
         from vllm_mlx.engine.runner import ModelRunner
         from vllm_mlx.engine.thread import EngineThread
         from vllm_mlx.guards.memory import check_weights
@@ -151,6 +152,7 @@ class Backend:
         loaded: list[LoadedModel] = []
         options: list[EngineOptions] = []
         engines: list[Engine] = []
+        banks: list[Bank] = []
         loaded_beside: list[tuple[beside.Source, Any]] = []
 
         if adapters is None:
@@ -171,7 +173,9 @@ class Backend:
                 )
             )
             # All weights before the memory that is left is shared out.
-            registry.bring_back(loaded[0].model.adapters.load)
+            banks.append(loaded[0].model.adapters)
+            if ranks is None:
+                registry.bring_back(banks[0].load)
             loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
             draft_model = None
             if files.draft is not None:
@@ -193,6 +197,9 @@ class Backend:
                     lead=ranks.lead if ranks is not None else None,
                 )
             )
+            if isinstance(lead := engines[0].runner, LeadRunner):
+                banks[0] = LeadBank(banks[0], lead.say)
+                registry.bring_back(banks[0].load)
             engines[0].on_idle.append(device.IdleRelease())
             return oversight.attach(engines[0])
 
@@ -200,7 +207,7 @@ class Backend:
         if ranks is not None:
             ranks.on_lost = engine.abandon
         engine.start().result()
-        adapters.attach(loaded[0].model.adapters, engine.submit_job)
+        adapters.attach(banks[0], engine.submit_job)
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
         )

@@ -2,11 +2,14 @@
 
 MLX's own launcher (`mlx.launch`, `mpirun`) starts the same command on every machine. Rank 0 serves; the others load
 their part of the model and follow (`engine/ranks.py`). Beside MLX's collectives there is one connection from each rank
-to rank 0: plans go through it, and its end tells that a process is gone, which a collective would await without end.
+to rank 0: plans go through it, and its end tells that a process is gone, which a collective would await without end. So
+that a machine or a cable that is gone is noticed too, the system probes the connection, and rank 0 says every now and
+then that it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -39,6 +42,9 @@ KEY_BYTES = 32
 HOST_BYTES = 128
 LAST_WORDS_S = 2.0
 """How long answers may take to be written once a rank is lost."""
+BEATS_A_TIMEOUT = 4
+"""How often rank 0 is heard, and a connection probed, within --distributed-timeout."""
+MOST_BEAT_S = 10.0
 NUM_SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -100,6 +106,8 @@ class Lead:
         self._step_timeout_s = step_timeout_s
         self._connections: list[Connection] = []
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._beat_s = beat_s(step_timeout_s)
         self._step_began: float | None = None
         self._why: str | None = None
         self.closes = False
@@ -113,6 +121,7 @@ class Lead:
             hello = connection.recv()
             if hello.fingerprint != self._fingerprint:
                 raise ModelLoadError(f"Rank {hello.rank} has other model files than rank 0; give all ranks the same.")
+            keep_alive(connection, self._beat_s)
             self._connections.append(connection)
             threading.Thread(target=self._watch, args=(hello.rank, connection), daemon=True).start()
         for connection in self._connections:
@@ -120,9 +129,11 @@ class Lead:
         threading.Thread(target=self._watch_time, daemon=True).start()
 
     def lead(self, runner: ModelRunner) -> LeadRunner:
-        """The runner that the others follow."""
+        """The runner that the others follow, which guesses no more than their layers can take back."""
         from vllm_mlx.engine.ranks import LeadRunner
+        from vllm_mlx.models import sharding
 
+        runner.bound_drafts(sharding.least(runner.most_draft))
         return LeadRunner(runner, self.send, self.lost, self.step_ended)
 
     def send(self, messages: Sequence[Any]) -> None:
@@ -130,8 +141,12 @@ class Lead:
         if self._why is not None:
             raise RankLost(self._why)
         self._step_began = time.monotonic()
-        for connection in self._connections:
-            connection.send(messages)
+        self._send_all(messages)
+
+    def _send_all(self, what: Any) -> None:
+        with self._sending:
+            for connection in self._connections:
+                connection.send(what)
 
     def step_ended(self) -> None:
         self._step_began = None
@@ -150,13 +165,20 @@ class Lead:
     def _watch(self, rank: int, connection: Connection) -> None:
         try:
             why = connection.recv()  # a rank says nothing more, but why it ends
-        except (EOFError, OSError):
+        except EOFError:
             why = "its process has ended"
+        except OSError as error:
+            why = f"its connection broke ({error.strerror or error})"
         self.lost(f"rank {rank} is lost: {why}")
 
     def _watch_time(self) -> None:
+        beaten = 0.0
         while self._why is None and not self.closes:
             time.sleep(0.2)
+            if time.monotonic() - beaten > self._beat_s:
+                beaten = time.monotonic()
+                with contextlib.suppress(OSError):  # who reads there hears of it too
+                    self._send_all(None)
             began = self._step_began
             if began is not None and time.monotonic() - began > self._step_timeout_s:
                 self.lost(f"a step has taken longer than {self._step_timeout_s:g} s: a rank is stuck")
@@ -167,8 +189,11 @@ def follow(settings: Settings, place: Place) -> int:
     files = ModelFiles.fetch(settings)
     from vllm_mlx.engine.assembly import build_runner  # imports MLX
     from vllm_mlx.engine.ranks import Follower
+    from vllm_mlx.models import sharding
 
     connection = Client((place.host, place.port), authkey=place.key)
+    timeout_s = settings.model.distributed_timeout
+    keep_alive(connection, beat_s(timeout_s))
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     try:
         model = load_part(files)
@@ -177,8 +202,10 @@ def follow(settings: Settings, place: Place) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         connection.send(Hello(place.rank, fingerprint(files.folder)))
         options = connection.recv()
-        threading.Thread(target=_receive, args=(connection, messages), daemon=True).start()
-        follower = Follower(build_runner(model, options, samples=False))
+        threading.Thread(target=_receive, args=(connection, messages, timeout_s), daemon=True).start()
+        runner = build_runner(model, options, samples=False)
+        sharding.least(runner.most_draft)  # rank 0 is told in `Lead.lead`
+        follower = Follower(runner, model.adapters)
         log.info("rank %d of %d holds its part of %s", place.rank, place.size, files.profile.name)
         while True:
             follower.follow(messages.get())
@@ -232,17 +259,44 @@ def join(settings: Settings) -> Place:
     return Place.take()
 
 
-def _receive(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:
+def _receive(connection: Connection, messages: queue.SimpleQueue[Any], timeout_s: float) -> None:
     """Read ahead of the computing thread, so that rank 0's end is noticed while that one waits in a collective."""
     try:
-        while True:
-            messages.put(connection.recv())
-    except (EOFError, OSError):
+        while connection.poll(timeout_s):
+            if (message := connection.recv()) is not None:
+                messages.put(message)
+        log.error("rank 0 has not been heard for %g s; this rank ends", timeout_s)
+        os._exit(1)
+    except EOFError:
         os._exit(0)
+    except OSError as error:
+        log.error("the connection to rank 0 broke (%s); this rank ends", error.strerror or error)
+        os._exit(1)
+
+
+def beat_s(timeout_s: float) -> float:
+    return min(MOST_BEAT_S, timeout_s / BEATS_A_TIMEOUT)
+
+
+def keep_alive(connection: Connection, every_s: float) -> None:
+    """Have the system probe a connection nobody speaks on, and give one up that does not answer three times."""
+    seconds = max(1, int(every_s))
+    with socket.socket(fileno=os.dup(connection.fileno())) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # Linux, macOS
+        options = [(idle, seconds), (getattr(socket, "TCP_KEEPINTVL", None), seconds)]
+        options += [(getattr(socket, "TCP_KEEPCNT", None), 3)]
+        # What was sent and not acknowledged is not probed; it is given up after as long.
+        options += [(getattr(socket, "TCP_USER_TIMEOUT", None), 4000 * seconds)]
+        for option, value in options:
+            if option is not None:
+                own.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _own_address() -> str:
     """Where the other ranks reach this machine: as the launcher's host file calls it, else by its name."""
+    if (nccl := os.environ.get("NCCL_HOST_IP")) is not None:
+        return nccl
     if (file := os.environ.get("MLX_HOSTFILE")) is not None:
         hosts = json.loads(Path(file).read_text())
         first = hosts[0][0] if isinstance(hosts[0], list) else hosts[0]

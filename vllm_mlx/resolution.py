@@ -72,9 +72,8 @@ def _check_contradictions(settings: Settings) -> None:
     if settings.model.distributed is not None:
         beside = settings.beside != type(settings.beside)()
         for flag, is_set in (
-            ("several models", settings.is_pool), ("--adapter", bool(settings.model.adapter)),
-            ("--mllm", settings.model.mllm is True), ("--disk-cache", settings.cache.disk_cache is not None),
-            ("--draft-model", settings.speculation.draft_model is not None),
+            ("several models", settings.is_pool), ("--mllm", settings.model.mllm is True),
+            ("--disk-cache", settings.cache.disk_cache is not None),
             ("--engine-process", server.engine_process), ("models beside the served one", beside),
         ):
             if is_set:

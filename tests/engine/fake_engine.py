@@ -22,8 +22,13 @@ class WobblyRunner(FakeRunner):
 
     wobbles = False
 
-    def launch(self, plan: StepPlan, sequences: Mapping[str, EngineSequence]) -> FakeLaunched:
-        launched = super().launch(plan, sequences)
+    def launch(
+        self,
+        plan: StepPlan,
+        sequences: Mapping[str, EngineSequence],
+        drafts: tuple[tuple[int, ...], ...] | None = None,
+    ) -> FakeLaunched:
+        launched = super().launch(plan, sequences, drafts)
         if not self.wobbles or len(plan.decode) < 2:
             return launched
         sampled = []

@@ -33,7 +33,7 @@ class ServerProcess:
     """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together.
 
     `environment` is set beside what the tests have; of theirs no setting of ours is passed on. `entry` is what Python
-    runs.
+    runs. `host` is where it listens, if not on loopback; `prefix` stands before the command.
     """
 
     def __init__(
@@ -45,13 +45,16 @@ class ServerProcess:
         verify: ssl.SSLContext | bool = True,
         environment: Mapping[str, str] | None = None,
         entry: Sequence[str] = ("-m", "vllm_mlx.cli"),
+        host: str | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.port = port or free_port()
-        self.url = f"{'https' if '--ssl-certfile' in flags else 'http'}://127.0.0.1:{self.port}"
+        self.url = f"{'https' if '--ssl-certfile' in flags else 'http'}://{host or '127.0.0.1'}:{self.port}"
+        flags = (*(("--host", host) if host else ()), *flags)
         self._verify = verify
         self._log = log
         named = [str(model)] if model else []
-        command = [sys.executable, *entry, "serve", *named, "--port", str(self.port), *flags]
+        command = [*prefix, sys.executable, *entry, "serve", *named, "--port", str(self.port), *flags]
         passed_on = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_MLX_")}
         with log.open("wb") as file:
             self.process = subprocess.Popen(

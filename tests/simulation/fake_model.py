@@ -114,6 +114,7 @@ class FakeRunner:
         needs_host: Callable[[Request], bool] = lambda request: False,
         draft: Callable[[list[int], int], list[int]] = lambda true_tokens, limit: [],
         decodes_answers: bool = False,
+        samples: bool = True,
     ) -> None:
         self.checkpoint_step = checkpoint_step if is_hybrid else 0
         self.rows: dict[str, FakeRow] = {}
@@ -122,6 +123,8 @@ class FakeRunner:
         self._needs_host = needs_host
         self._draft = draft
         self._decodes_answers = decodes_answers
+        self._samples = samples
+        self._guessed: dict[str, tuple[FakeRow, list[int]]] = {}
         self.num_computed = 0
         self.num_kept = 0
 
@@ -152,12 +155,28 @@ class FakeRunner:
     def close(self, sequence: Sequence) -> None:
         del self.rows[sequence.id]
 
-    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> FakeLaunched:
+    def draft(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> tuple[tuple[int, ...], ...]:
+        drafts = []
+        for request_id, limit in zip(plan.decode, plan.draft_limits, strict=bool(plan.draft_limits)):
+            sequence, draft = sequences[request_id], []
+            if limit and sequence.num_computed <= len(sequence.cache_key) and not self.is_hybrid and self._samples:
+                done = sequence.num_completion_tokens
+                draft = self._draft(lone_run(sequence.request, is_hybrid=False)[done:], limit)
+                assert len(draft) <= limit and done + 1 + len(draft) <= sequence.request.max_tokens
+            drafts.append(tuple(draft))
+        return tuple(drafts)
+
+    def launch(
+        self,
+        plan: StepPlan,
+        sequences: Mapping[str, Sequence],
+        drafts: tuple[tuple[int, ...], ...] | None = None,
+    ) -> FakeLaunched:
         self._fault("launch")
         sampled = []
-        limits = plan.draft_limits or (0,) * len(plan.decode)
-        drafts: dict[str, tuple[Sequence, FakeRow, list[int]]] = {}
-        for request_id, limit in zip(plan.decode, limits, strict=True):
+        drafts = self.draft(plan, sequences) if drafts is None else drafts
+        guesses: dict[str, tuple[Sequence, FakeRow, list[int]]] = {}
+        for request_id, draft in zip(plan.decode, drafts or ((),) * len(plan.decode), strict=True):
             sequence, row = sequences[request_id], self.rows[request_id]
             position = sequence.num_computed - 1
             assert len(row.keys) == position, f"decoding position {position} on a row of {len(row.keys)}"
@@ -167,11 +186,8 @@ class FakeRunner:
             row.device_token = next_token(
                 row.keys, row.state if self.is_hybrid else 0, sequence.request.sampling.seed or 0
             )
-            if limit and position < len(known) and not self.is_hybrid:
-                done = sequence.num_completion_tokens
-                draft = self._draft(lone_run(sequence.request, is_hybrid=False)[done:], limit)
-                assert len(draft) <= limit and done + 1 + len(draft) <= sequence.request.max_tokens
-                drafts[request_id] = (sequence, row, draft)
+            if draft:
+                guesses[request_id] = (sequence, row, list(draft))
             if sequence.is_repeating:
                 assert self._decodes_answers and row.device_token == known[position + 1], "the answer has changed"
             else:
@@ -190,7 +206,7 @@ class FakeRunner:
                 row.keep()
         self.num_computed += plan.num_tokens
         overlap = not any(self._needs_host(sequences[i].request) for i in plan.decode)
-        return FakeLaunched(plan, StepResult(tuple(sampled)), overlap and not drafts, drafts)
+        return FakeLaunched(plan, StepResult(tuple(sampled)), overlap and not guesses, guesses)
 
     def _verify(self, row: FakeRow, draft: list[int], sequence: Sequence) -> list[int]:
         """Keep what the row would have chosen; the keys of the others are taken back."""
@@ -204,8 +220,17 @@ class FakeRunner:
         self.num_kept += len(kept)
         return kept
 
+    def keep(self, request_id: str, num_tokens: int) -> None:
+        """Of a rank that does not sample: what the one that does has kept."""
+        row, draft = self._guessed.pop(request_id)
+        for guess in draft[:num_tokens]:
+            row.write(guess)
+
     def collect(self, launched: FakeLaunched) -> StepResult:
         self._fault("collect")
+        if not self._samples:
+            self._guessed = {id: (row, draft) for id, (_, row, draft) in launched.drafts.items()}
+            return StepResult()
         sampled = []
         for one in launched.result.sampled:
             tokens = one.token_ids

@@ -92,8 +92,7 @@ def build_engine(
             f"{MIN_KV_BYTES >> 20} MiB are the least. Use a smaller or more strongly quantised model."
         )
     prefix_cache_bytes = options.prefix_cache_bytes if model.profile.shares_prefixes else 0
-    # Ranks that follow know no guesses.
-    runner = build_runner(model, options, speculator=_speculator(options, draft_model) if lead is None else None)
+    runner = build_runner(model, options, speculator=_speculator(options, draft_model))
     # What encoders keep comes out of the same memory.
     encoder_bytes = options.encoder_cache_bytes if model.profile.is_multimodal else 0
     memory_bytes = max(MIN_KV_BYTES, options.memory_bytes - encoder_bytes)

@@ -6,7 +6,8 @@
 What the scheduler asks of a runner is sent on as plain data, in order, so that every rank holds the same rows; their
 layers meet in the collectives of the forward pass. Kept prefixes stay where they were computed: rank 0's prefix cache
 holds handles, and a handle that is forgotten there is forgotten everywhere. Tokens are sampled on rank 0 alone, with
-grammar, seeds and penalties, and are known before the next step is sent; so steps do not overlap.
+grammar, seeds and penalties, and are known before the next step is sent; so steps do not overlap. Guesses are rank 0's
+too: the others compute the tokens they are told, and hear with the next step how many of them were kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from vllm_mlx.engine.engine import Launched, Runner
@@ -88,9 +91,30 @@ class Launch:
 
     plan: StepPlan
     rows: Mapping[str, tuple[tuple[int, ...], int]]
+    drafts: tuple[tuple[int, ...], ...] = ()
 
 
-Message = Agree | Open | Take | Keep | Split | Forget | Close | Launch
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Of rows that had guesses in the last step, how many of them hold."""
+
+    kept: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapt:
+    """Load an adapter, of which these are the files."""
+
+    name: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Unadapt:
+    name: str
+
+
+Message = Agree | Open | Take | Keep | Split | Forget | Close | Launch | Verified | Adapt | Unadapt
 Send = Callable[[Sequence[Message]], None]
 
 
@@ -131,7 +155,10 @@ class OwnLease:
 
 @dataclass(frozen=True)
 class LeadLaunched:
+    """`guessed`: the rows that have drafts in this step."""
+
     inner: Launched
+    guessed: frozenset[str] = frozenset()
 
     @property
     def plan(self) -> StepPlan:
@@ -147,6 +174,19 @@ def manner_of(runner: Any) -> tuple[object, ...]:
     return tuple(getattr(runner, name, None) for name in ("is_batched", "can_group", "can_pack", "needs_checkpoint"))
 
 
+class Led(Runner[Any], Protocol):
+    """A runner that others can follow: what it guesses is known before the step is launched."""
+
+    def draft(self, plan: StepPlan, sequences: Mapping[str, EngineSequence]) -> tuple[tuple[int, ...], ...]: ...
+
+    def launch(
+        self,
+        plan: StepPlan,
+        sequences: Mapping[str, EngineSequence],
+        drafts: tuple[tuple[int, ...], ...] | None = None,
+    ) -> Any: ...
+
+
 class LeadRunner:
     """A runner whose every word is passed on. `send` takes what was said since the last step, in order.
 
@@ -155,7 +195,7 @@ class LeadRunner:
     """
 
     def __init__(
-        self, inner: Runner[Any], send: Send, lost: Callable[[str], None], ended: Callable[[], None] = lambda: None
+        self, inner: Led, send: Send, lost: Callable[[str], None], ended: Callable[[], None] = lambda: None
     ) -> None:
         self._inner = inner
         self._send = send
@@ -212,12 +252,14 @@ class LeadRunner:
             sequence = sequences[request_id]
             rows[request_id] = tuple(sequence.tokens[self._num_sent[request_id] :]), sequence.num_computed
             self._num_sent[request_id] = len(sequence.tokens)
-        self.say(Launch(plan, rows))
+        drafts = self._inner.draft(plan, sequences)
+        self.say(Launch(plan, rows, drafts))
         unsent, self._unsent = self._unsent, []
         gone, self.forgotten[:] = tuple(self.forgotten), []
         self._send([*unsent, *([Forget(gone)] if gone else [])])
         try:
-            return LeadLaunched(self._inner.launch(plan, sequences))
+            guessed = frozenset(id for id, draft in zip(plan.decode, drafts, strict=False) if draft)
+            return LeadLaunched(self._inner.launch(plan, sequences, drafts), guessed)
         except Exception as error:
             self._lost(f"rank 0 failed in a step: {type(error).__name__}: {error}")
             raise
@@ -226,6 +268,9 @@ class LeadRunner:
         try:
             result = self._inner.collect(launched.inner)
             self._ended()
+            kept = {s.request_id: len(s.token_ids) - 1 for s in result.sampled if s.request_id in launched.guessed}
+            if kept:
+                self.say(Verified(kept))
             return result
         except Exception as error:
             self._lost(f"rank 0 failed in a step: {type(error).__name__}: {error}")
@@ -239,6 +284,24 @@ class LeadRunner:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)  # facts of the runner that the assembly reads
+
+
+class LeadBank:
+    """Rank 0's adapters; the others are sent the files, and load them before the next step."""
+
+    def __init__(self, bank: Bank, say: Callable[[Message], None]) -> None:
+        self._bank = bank
+        self._say = say
+
+    def load(self, name: str, folder: Path) -> Any:
+        facts = self._bank.load(name, folder)
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".json", ".safetensors")}
+        self._say(Adapt(name, files))
+        return facts
+
+    def unload(self, name: str) -> None:
+        self._bank.unload(name)
+        self._say(Unadapt(name))
 
 
 # ── the other ranks ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -255,16 +318,36 @@ class Rows(Protocol):
 
     def close(self, sequence: EngineSequence) -> None: ...
 
-    def launch(self, plan: StepPlan, sequences: Mapping[str, EngineSequence]) -> Any: ...
+    def draft(self, plan: StepPlan, sequences: Mapping[str, EngineSequence]) -> tuple[tuple[int, ...], ...]: ...
+
+    def launch(
+        self,
+        plan: StepPlan,
+        sequences: Mapping[str, EngineSequence],
+        drafts: tuple[tuple[int, ...], ...] | None = None,
+    ) -> Any: ...
 
     def collect(self, launched: Any) -> StepResult: ...
 
+    def keep(self, request_id: str, num_tokens: int) -> None: ...
+
+
+class Bank(Protocol):
+    """`models.adapters.AdapterBank`, as far as ranks need it."""
+
+    def load(self, name: str, folder: Path) -> Any: ...
+
+    def unload(self, name: str) -> None: ...
+
 
 class Follower:
-    """Does what rank 0 says. One thread: the one that owns MLX in this process."""
+    """Does what rank 0 says. One thread: the one that owns MLX in this process. `bank`: this rank's adapters."""
 
-    def __init__(self, runner: Rows) -> None:
+    def __init__(self, runner: Rows, bank: Bank | None = None) -> None:
         self._runner = runner
+        self._bank = bank
+        # What is loaded may be read late, so the files stay as long as the adapter does.
+        self._folders: dict[str, TemporaryDirectory[str]] = {}
         self._sequences: dict[str, EngineSequence] = {}
         self._kept: dict[int, Segment] = {}
 
@@ -303,4 +386,21 @@ class Follower:
                     sequence = self._sequences[request_id]
                     sequence.tokens += tokens
                     sequence.num_computed = num_computed
-                self._runner.collect(self._runner.launch(message.plan, self._sequences))
+                self._runner.draft(message.plan, self._sequences)  # puts new rows into the batch; guesses nothing
+                self._runner.collect(self._runner.launch(message.plan, self._sequences, message.drafts))
+            case Verified():
+                for request_id, num_tokens in message.kept.items():
+                    self._runner.keep(request_id, num_tokens)
+            case Adapt():
+                self._adapt(message)
+            case Unadapt():
+                assert self._bank is not None
+                self._bank.unload(message.name)
+                self._folders.pop(message.name).cleanup()
+
+    def _adapt(self, message: Adapt) -> None:
+        assert self._bank is not None
+        folder = self._folders[message.name] = TemporaryDirectory(prefix="vllm-mlx-adapter-")
+        for name, content in message.files.items():
+            (Path(folder.name) / name).write_bytes(content)
+        self._bank.load(message.name, Path(folder.name))

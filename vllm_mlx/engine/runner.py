@@ -46,6 +46,9 @@ from vllm_mlx.models.base import Features, LanguageModel
 
 log = logging.getLogger(__name__)
 
+NO_RING = 1 << 30
+"""Where no layer has a window: rows may be drafted as far as anybody would."""
+
 
 @dataclass(eq=False)
 class Seat:
@@ -224,11 +227,24 @@ class ModelRunner:
 
     # ── executing ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def launch(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> LaunchedStep:
-        """Start the step's decode, then its chunks; returns at once where the device allows it."""
+    def draft(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> tuple[tuple[int, ...], ...]:
+        """The first half of `launch`, once a step: put new rows into the batch, and guess for each of `plan.decode`
+        what follows its next token; empty when nothing is guessed at all."""
         seats = tuple(self._seats[request_id] for request_id in plan.decode)
         self._join(seats)
-        drafts = self._drafts(seats, plan) if plan.draft_limits else ()
+        return self._drafts(seats, plan) if plan.draft_limits else ()
+
+    def launch(
+        self,
+        plan: StepPlan,
+        sequences: Mapping[str, Sequence],
+        drafts: tuple[tuple[int, ...], ...] | None = None,
+    ) -> LaunchedStep:
+        """Start the step's decode, then its chunks; returns at once where the device allows it. `drafts` are given
+        where `draft` was called before, here or on the rank that decides."""
+        seats = tuple(self._seats[request_id] for request_id in plan.decode)
+        if drafts is None:
+            drafts = self.draft(plan, sequences)
         sampled = self._decode(seats, drafts) if seats else None
         alone = [c for c in plan.chunks if not self._can_be_packed(c)]
         together = [c for c in plan.chunks if self._can_be_packed(c)]
@@ -381,8 +397,26 @@ class ModelRunner:
         assert self.speculator is not None
         self.speculator.verified(seat.sequence, num_drafted, num_kept)
         seat.sampling.num_completion += num_kept
+        self.keep(seat.sequence.id, num_kept)
+
+    def keep(self, request_id: str, num_tokens: int) -> None:
+        """So many of the row's drafts in the last step are its own tokens now; the others are written over."""
         if self._batch is not None:
-            self._batch.keep(seat.sequence.id, num_kept)
+            self._batch.keep(request_id, num_tokens)
+
+    @property
+    def most_draft(self) -> int:
+        """Tokens that may be written and taken back in a row, as far as this rank's layers go; 0 for none."""
+        if not self.can_speculate:
+            return 0
+        return self._ring if self._ring is not None else NO_RING
+
+    def bound_drafts(self, num_tokens: int) -> None:
+        """Other ranks' layers allow no more than this."""
+        if num_tokens == 0:
+            self.can_speculate, self.speculator = False, None
+        elif num_tokens < NO_RING:
+            self._ring = num_tokens
 
     # ── one decode step ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -28,12 +28,17 @@ def shared(note: bytes) -> bytes:
     return bytes(mx.distributed.all_sum(mx.array(list(note), dtype=mx.int32)).tolist())
 
 
-def splitter(kind: str, profile: ModelProfile, config: dict[str, Any]) -> Callable[[Any], None]:
-    """What takes this rank's part of a lazily loaded model; `kind` is tensor or pipeline.
+def least(value: int) -> int:
+    """The smallest of all ranks' values; all must call it."""
+    return int(mx.distributed.all_gather(mx.array([value], dtype=mx.int32)).min().item())
+
+
+def splitter(kind: str, profile: ModelProfile, config: dict[str, Any], group: Any = None) -> Callable[[Any], None]:
+    """What takes this rank's part of a lazily loaded model; `kind` is tensor or pipeline. `group`: else all processes.
 
     Raises ModelLoadError, here or when called, for a model that cannot be split so.
     """
-    group = mx.distributed.init()
+    group = group or mx.distributed.init()
     size = group.size()
     if kind == "tensor":
         for name in HEADS:
