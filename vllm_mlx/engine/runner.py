@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ from vllm_mlx.engine.packing import CPU_LIMITS, PackLimits, pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
 from vllm_mlx.engine.sequence import Sequence
-from vllm_mlx.engine.speculative import Speculator
+from vllm_mlx.engine.speculative import Speculator, StepClock, num_kept_of
 from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult, TokenLogprobs
 from vllm_mlx.models.base import Features, LanguageModel
 
@@ -127,7 +126,7 @@ class ModelRunner:
         self.can_speculate = self.can_group and not is_invariant and not has_states
         self.speculator = speculator if self.can_speculate else None
         self._ring = min((row.max_size for row in example.rows if isinstance(row, WindowRow)), default=None)
-        self._clock = _StepClock()
+        self._clock = StepClock()
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
         self._num_encoded = 0
         self._seats: dict[str, Seat] = {}
@@ -268,7 +267,7 @@ class ModelRunner:
             if (error := errors[first]) is not None:
                 failures[seat.sequence.id] = error
             else:
-                kept = _num_kept(draft, [t for t, _ in tokens[first : last + 1]], errors[first : last + 1])
+                kept = num_kept_of(draft, [t for t, _ in tokens[first : last + 1]], errors[first : last + 1])
                 if draft:
                     self._keep_drafts(seat, len(draft), kept)
                     num_kept += kept
@@ -551,21 +550,6 @@ class ModelRunner:
         return tokens[position] if position < len(tokens) else None
 
 
-class _StepClock:
-    """Seconds from one decode step's tokens to the next one's; None where something else lay between them."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-
-    def lap(self, plan: StepPlan) -> float | None:
-        now = time.perf_counter()
-        last, self._last = self._last, None if plan.chunks else now
-        return now - last if last is not None and not plan.chunks else None
-
-    def stop(self) -> None:
-        self._last = None
-
-
 def _with_drafts(tokens: mx.array, drafts: SequenceOf[tuple[int, ...]]) -> mx.array:
     """int32: each of `tokens`, followed by its drafts."""
     order, place = [], len(drafts)
@@ -583,14 +567,6 @@ def _sampling_rows(seat: Seat, draft: tuple[int, ...]) -> list[SamplingRow]:
     guide = seat.sampling.guide
     masks = guide.masks_after(draft) if guide is not None else [None] * len(draft)
     return [seat.sampling, *(seat.sampling.ahead(i, mask) for i, mask in enumerate(masks, start=1))]
-
-
-def _num_kept(draft: tuple[int, ...], tokens: SequenceOf[int], errors: SequenceOf[str | None]) -> int:
-    """Drafted tokens that are what the row sampled in their places, each from sound logits."""
-    for i, guess in enumerate(draft):
-        if tokens[i] != guess or errors[i + 1] is not None:
-            return i
-    return len(draft)
 
 
 def _sampled(seat: Seat, tokens: SequenceOf[tuple[int, TokenLogprobs | None]]) -> Sampled:

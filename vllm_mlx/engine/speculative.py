@@ -14,6 +14,7 @@ known before anything is paid for them, and speculation comes back by itself whe
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from vllm_mlx.engine.sequence import Sequence as Row
+from vllm_mlx.engine.step import StepPlan
 
 # Tokens that must agree before what followed them is a guess.
 NGRAM = 3
@@ -369,3 +371,26 @@ class Speculator:
                 self._pools.popitem(last=False)
         self._pools.move_to_end(namespace)
         return pool
+
+
+class StepClock:
+    """Seconds from one decode step's tokens to the next one's; None where something else lay between them."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def lap(self, plan: StepPlan) -> float | None:
+        now = time.perf_counter()
+        last, self._last = self._last, None if plan.chunks else now
+        return now - last if last is not None and not plan.chunks else None
+
+    def stop(self) -> None:
+        self._last = None
+
+
+def num_kept_of(draft: tuple[int, ...], tokens: Sequence[int], errors: Sequence[str | None]) -> int:
+    """Drafted tokens that are what the row sampled in their places, each from sound logits."""
+    for i, guess in enumerate(draft):
+        if tokens[i] != guess or errors[i + 1] is not None:
+            return i
+    return len(draft)
