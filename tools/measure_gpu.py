@@ -65,7 +65,7 @@ class Tuning:
     """What a server on this backend would be told."""
 
     slack_bytes: int = 512 << 20
-    pack_tokens: int = 8192
+    pack_tokens: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +341,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--host", action="store_true", help="the host's part of a step of 256 rows, and nothing else")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--slack-mib", type=int, default=512, help="spent on padding rather than on groups of rows")
-    parser.add_argument("--pack-tokens", type=int, default=8192, help="of prompts computed in one forward")
+    parser.add_argument("--pack-tokens", type=int, default=1024, help="of prompts computed in one forward")
     options = parser.parse_args(argv)
     tuning = Tuning(options.slack_mib << 20, options.pack_tokens)
     facts = {"device": str(mx.default_device()), "mlx": mx.__version__,

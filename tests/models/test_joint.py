@@ -14,6 +14,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import Layout
+from vllm_mlx.models import joint
 from vllm_mlx.models.grouped import ByGroup, RowWindow, Spread
 from vllm_mlx.models.joint import PLAIN, WITH_NORMS, JointAttention, is_joint
 
@@ -40,9 +41,11 @@ def test_listed_classes_with_norms_compute_what_qwen3_does(module: str) -> None:
     assert forward_of(module) == forward_of("qwen3")
 
 
+@pytest.mark.parametrize("composes", [False, True], ids=["fused", "composed"])
 @pytest.mark.parametrize("family", [llama, qwen3])
 @pytest.mark.parametrize("counts", [None, ((1, 3), (2, 1))], ids=["a token a row", "drafts behind some"])
-def test_groups_give_what_the_module_gives_called_for_each(family, counts) -> None:
+def test_groups_give_what_the_module_gives_called_for_each(family, counts, composes, monkeypatch) -> None:
+    monkeypatch.setattr(joint, "COMPOSES_MASKED", composes)
     model = family.Model(family.ModelArgs.from_dict({"model_type": "x", **SHAPE}))
     attention = model.layers[0].self_attn
     assert is_joint(attention)
@@ -58,6 +61,21 @@ def test_groups_give_what_the_module_gives_called_for_each(family, counts) -> No
     assert results[0].shape == (num_tokens, 1, WIDTH)
     assert mx.allclose(results[0], results[1], atol=1e-5)
     assert not mx.allclose(results[0], mx.zeros_like(results[0]), atol=1e-2)
+
+
+def test_one_group_attends_alike_composed_and_fused(monkeypatch) -> None:
+    model = qwen3.Model(qwen3.ModelArgs.from_dict({"model_type": "x", **SHAPE}))
+    attention = model.layers[0].self_attn
+    wrapped = JointAttention(attention, ("x", "mask", "cache"), RowWindow())
+    mx.random.seed(3)
+    x = mx.random.normal((2, 1, WIDTH))
+    results = []
+    for composes in (False, True):
+        monkeypatch.setattr(joint, "COMPOSES_MASKED", composes)
+        caches, _ = two_groups(model, attention, None)
+        (entry,) = caches[0].entries
+        results.append(wrapped(x, entry.make_mask(1), entry))
+    assert mx.allclose(results[0], results[1], atol=1e-5) and results[0].shape == (2, 1, WIDTH)
 
 
 def two_groups(model, attention, counts):
