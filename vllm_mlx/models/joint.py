@@ -17,7 +17,8 @@ kernel for that and falls back to something slow; there the same is composed of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,7 +45,8 @@ def by_group(inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> ByG
     return JointAttention(inner, names, window) if is_joint(inner) else ByGroup(inner, names, window)
 
 
-class Together(NamedTuple):
+@dataclass
+class Together:
     """All rows of a step that has no groups, as one `Group`."""
 
     start: int
@@ -65,7 +67,7 @@ class JointAttention(ByGroup):
         if groups is None:
             if not (COMPOSES_MASKED and x.shape[1] == 1 and isinstance(mask, mx.array)):
                 return super().__call__(x, mask, cache)
-            groups = (Together(0, x.shape[0], cache),)
+            groups = [Together(0, x.shape[0], cache)]
         inner = self.inner
         queries, keys, values = self._project(x, cache.offset)
         outs = []
