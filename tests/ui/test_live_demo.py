@@ -111,6 +111,7 @@ async def test_stop_keeps_what_was_written_and_frees_the_server_and_the_rest_can
     await expect(page.locator(".answer .note")).to_have_text("Stopped.")
     await expect(page.locator("#stop")).to_be_hidden()
     await expect(words(page)).to_contain_text("lighthouse")
+    await expect(page.locator(".numbers[aria-label]")).to_contain_text("tokens/s")
     await until_idle(demo.address)
     await page.click("[aria-label='Answer again']")
     await expect(page.locator(".note")).to_have_count(0)
@@ -169,17 +170,22 @@ async def test_conversations_outlive_a_reload_and_go_through_a_file(demo, tmp_pa
     await expect(page.locator("#notice")).to_contain_text("other.json cannot be imported")
 
 
-async def test_a_reload_in_the_middle_of_an_answer_keeps_the_question_and_ends_the_request(demo):
+async def test_a_reload_in_the_middle_of_an_answer_keeps_what_was_written_and_ends_the_request(demo):
     page = await demo.open()
     await ask(page, STORY)
     await expect(words(page)).to_contain_text("lighthouse")
     await page.reload()
     await expect(page.locator(".user")).to_contain_text(STORY)
+    await expect(words(page)).to_contain_text("lighthouse")
+    await expect(page.locator(".note.bad")).to_contain_text("incomplete: the page was closed")
     await until_idle(demo.address)
+    await page.reload()
+    await expect(words(page)).to_contain_text("lighthouse")
     await page.click("text=Try again")
+    await expect(page.locator(".note.bad")).to_have_count(0)
     await expect(words(page)).to_contain_text("lighthouse")
     await page.click("#stop")
-    await done(page, 0)
+    await expect(page.locator(".answer .branches")).to_contain_text("2 / 2")
 
 
 # ── key, errors ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -251,7 +257,7 @@ async def test_a_server_that_dies_in_an_answer_is_said_and_found_again_when_it_i
     await locked_server.until_ready()
     await expect(page.locator("#model")).to_have_attribute("data-state", "ready")
     await page.click("#notice >> text=Try again")
-    await done(page)
+    await done(page, 2)
     await expect(words(page).last).to_contain_text("pong")
     await expect(board.locator("#state")).to_have_class("good")
 

@@ -113,6 +113,12 @@ def test_history_is_cut_at_a_question_and_a_round_of_tools_is_never_torn(tmp_pat
 
 
 @needs_node
+def test_thousands_are_told_apart(tmp_path):
+    assert js(tmp_path, "chat.js", "[7, 999, 1000, 1234567, 0.5, 1000.25, undefined].map(m.count)") == [
+        "7", "999", "1\u202f000", "1\u202f234\u202f567", "0.5", "1\u202f000.25", "0"]
+
+
+@needs_node
 def test_a_request_holds_only_what_was_set(tmp_path):
     body = js(tmp_path, "chat.js", "m.requestBody([], m.DEFAULTS, [], {reasoning: false})")
     assert set(body) == {"model", "messages", "stream", "stream_options", "include_diagnostics"}

@@ -4,6 +4,7 @@ import { count, DEFAULTS, Fold, requestBody, sumStats } from "./chat.js";
 import { Composer } from "./composer.js";
 import { $, h, startTheme } from "./dom.js";
 import { AnswerView, userView } from "./messages.js";
+import { renderOnce } from "./render.js";
 import { startPanel } from "./panel.js";
 import { Sidebar } from "./sidebar.js";
 import { readSettings, Store, writeSettings } from "./store.js";
@@ -11,6 +12,7 @@ import { definitions, runTool } from "./tools.js";
 import { add, answerTurn, newConversation, newStep, path, remove, select, userTurn } from "./tree.js";
 
 const MAX_ROUNDS = 8; // of tool calls in one answer
+const UNFINISHED = "unfinished"; // where an answer waits for the page to come back
 const IDEAS = ["What can you do?", "What is the time in Tokyo?", "Reply with pong", "Write a short story about a lighthouse"];
 
 const settings = readSettings(DEFAULTS);
@@ -18,7 +20,7 @@ const store = new Store();
 let conversations = [];
 let current = newConversation();
 let server = null; // what /v1/capabilities said
-let running = null; // {controller, turn}
+let running = null; // {controller, conversation, turn}
 let isLeaving = false; // the browser breaks off what runs; what was stored says so when the page is opened again
 let answerView = null;
 
@@ -84,7 +86,7 @@ async function answer(asked, undo) {
   if (!conversations.includes(conversation)) conversations.unshift(conversation);
   const controller = new AbortController();
   const limit = setTimeout(() => controller.abort("timeout"), (settings.timeout ?? 2 ** 31 / 1001) * 1000);
-  running = { controller, turn };
+  running = { controller, conversation, turn };
   composer.setBusy(true);
   composer.say("");
   announce("The model is answering.");
@@ -113,6 +115,7 @@ async function answer(asked, undo) {
       view.update();
       if (round === MAX_ROUNDS - 1) turn.note = `Stopped after ${MAX_ROUNDS} rounds of tool calls.`;
     }
+    await new Promise((resolve) => setTimeout(resolve)); // the end of a long answer is two short tasks, too
     turn.state = "done";
   } catch (error) {
     if (controller.signal.aborted && controller.signal.reason !== "timeout") turn.state = "stopped";
@@ -123,7 +126,7 @@ async function answer(asked, undo) {
   }
   if (isLeaving) return;
   clearTimeout(limit);
-  turn.steps = turn.steps.filter((step) => step.text || step.reasoning || step.calls.length);
+  turn.steps = written(turn.steps);
   turn.stats = sumStats(numbers);
   running = null;
   composer.setBusy(false);
@@ -179,31 +182,26 @@ async function whole(body, fold, signal) {
   fold.whole(await response.json(), performance.now());
 }
 
-/** Draws at most once a frame, and spends at most a third of the time on it: long answers must not stall the page. */
+/** Draws about once a frame, and spends at most a third of the time on it: long answers must not stall the page. It draws
+ *  between the browser's frames and not in them, so that its work and the browser's painting are two short tasks. */
 class Pen {
   #timer = 0;
-  #frame = 0;
-  #cost = 0;
-  #last = 0;
+  #next = 0; // when it may draw again
 
   constructor(draw) { this.draw = draw; }
 
   ask() {
-    if (this.#timer || this.#frame) return;
-    const wait = this.#last + 2 * this.#cost - performance.now();
-    if (wait > 4) this.#timer = setTimeout(() => { this.#timer = 0; this.ask(); }, wait);
-    else this.#frame = requestAnimationFrame(() => {
-      this.#frame = 0;
+    this.#timer ||= setTimeout(() => {
       const start = performance.now();
+      this.#timer = 0;
       this.draw();
-      this.#last = performance.now();
-      this.#cost = this.#last - start;
-    });
+      const end = performance.now();
+      this.#next = Math.max(start + 16, end + 2 * (end - start));
+    }, this.#next - performance.now());
   }
 
   stop() {
     clearTimeout(this.#timer);
-    cancelAnimationFrame(this.#frame);
     this.draw();
   }
 }
@@ -347,6 +345,21 @@ async function save(conversation = current) {
   conversations.sort((a, b) => b.updated - a.updated);
 }
 
+/** What ran when the page was left is over; what had been written by then is kept. */
+function endUnfinished(all) {
+  const [conversationId, turnId, steps] = JSON.parse(localStorage.getItem(UNFINISHED) ?? "[]");
+  localStorage.removeItem(UNFINISHED);
+  for (const conversation of all) {
+    for (const turn of Object.values(conversation.turns).filter((one) => one.state === "running")) {
+      Object.assign(turn, { state: "incomplete", note: "This answer is incomplete: the page was closed." });
+      if (conversation.id === conversationId && turn.id === turnId) turn.steps = written(steps);
+      store.put(conversation);
+    }
+  }
+}
+
+const written = (steps) => steps.filter((step) => step.text || step.reasoning || step.calls.length);
+
 function announce(text) { $("announce").textContent = text; }
 
 // ── panels and keys ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -388,6 +401,11 @@ addEventListener("keydown", (event) => {
   else if (!isTyping && event.key === "?") $("keys").showModal();
 });
 addEventListener("beforeunload", () => { isLeaving = true; });
+// The browser's database may be too slow for a page that goes; this is written at once, and read when the page comes back.
+addEventListener("pagehide", () => {
+  if (!running) return;
+  try { localStorage.setItem(UNFINISHED, JSON.stringify([running.conversation.id, running.turn.id, running.turn.steps])); } catch { /* too long: only the question is kept */ }
+});
 
 // ── start ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -397,11 +415,11 @@ follow.watch();
 await store.start();
 if (!store.isKept) $("kept").textContent = "This browser keeps no conversations here (a private window?); export what you need.";
 conversations = await store.all();
-for (const conversation of conversations) { // what ran when the page was left is over
-  for (const turn of Object.values(conversation.turns)) if (turn.state === "running") Object.assign(turn, { state: "incomplete", note: "This answer is incomplete: the page was closed." });
-}
+endUnfinished(conversations);
 current = conversations.find((one) => one.id === localStorage.getItem("open")) ?? current;
 draw({ toEnd: true });
 connect();
 composer.text.focus();
+// What browsers prepare at the first use of a function or a pattern is not to be prepared within the first answer.
+setTimeout(() => renderOnce("*a* `b` [c](https://example.org) $d$\n\n- e\n\n| f |\n|---|\n| g |\n\n```py\nh = f(1)  # i\n```"), 50);
 document.documentElement.dataset.ready = "true";

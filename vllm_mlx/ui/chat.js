@@ -134,6 +134,7 @@ export class Fold {
       prompt: this.usage?.prompt_tokens ?? null,
       cached: this.usage?.prompt_tokens_details?.cached_tokens ?? null,
       completion,
+      pieces: this.numDeltas,
       reasoning: this.usage?.completion_tokens_details?.reasoning_tokens ?? 0,
       ttftMs: this.first !== null ? this.first - this.started : timings.time_to_first_token ?? null,
       decodeMs,
@@ -147,24 +148,38 @@ export class Fold {
 export function sumStats(all) {
   if (!all.length) return null;
   const sum = (name) => all.reduce((total, one) => total + (one[name] ?? 0), 0);
-  return { ...all.at(-1), prompt: all.at(-1).prompt, promptSum: sum("prompt"), cached: sum("cached"), completion: sum("completion"), reasoning: sum("reasoning"), ttftMs: all[0].ttftMs, decodeMs: sum("decodeMs"), requests: all.length, isKnown: all.every((one) => one.completion !== null) };
+  return { ...all.at(-1), prompt: all.at(-1).prompt, promptSum: sum("prompt"), cached: sum("cached"), completion: sum("completion"), pieces: sum("pieces"), reasoning: sum("reasoning"), ttftMs: all[0].ttftMs, decodeMs: sum("decodeMs"), requests: all.length, isKnown: all.every((one) => one.completion !== null) };
 }
 
 /** The line under an answer, as [text, title] pairs. */
 export function statsLine(stats) {
-  if (!stats?.isKnown) return [];
+  if (!stats?.isKnown) return stats?.pieces ? brokenOff(stats) : [];
   const rate = stats.decodeMs > 0 && stats.completion > stats.requests ? (stats.completion - stats.requests) / (stats.decodeMs / 1000) : null;
   const parts = [
     [`${count(stats.prompt)} → ${count(stats.completion)} tokens`, `${stats.prompt} prompt tokens, ${stats.completion} answer tokens` + (stats.reasoning ? `, ${stats.reasoning} of them reasoning` : "")],
   ];
-  if (rate) parts.push([`${rate < 10 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`, "Tokens a second after the first one, as they arrived in this page"]);
+  if (rate) parts.push([`${perSecond(rate)} tokens/s`, "Tokens a second after the first one, as they arrived in this page"]);
   if (stats.ttftMs !== null) parts.push([`first after ${duration(stats.ttftMs)}`, "Time to the first token, as seen by this page" + (stats.queueMs > 5 ? `; ${duration(stats.queueMs)} of it in the queue` : "")]);
   if (stats.promptSum) parts.push([`${Math.round((100 * stats.cached) / stats.promptSum)} % cached`, `${stats.cached} of ${stats.promptSum} prompt tokens came from the prefix cache` + (stats.missReason ? ` (${stats.missReason})` : "")]);
   if (stats.requests > 1) parts.push([`${stats.requests} requests`, "One for each round of tool calls, and the last"]);
   return parts;
 }
 
-export const count = (number) => (number ?? 0).toLocaleString("en").replaceAll(",", "\u202f");
+/** The server's numbers come at the end of an answer: of one that was stopped there is what this page saw. */
+function brokenOff(stats) {
+  const parts = [[`${count(stats.pieces)} tokens`, "Counted as they arrived in this page"]];
+  if (stats.decodeMs > 0 && stats.pieces > 1) parts.push([`${perSecond((stats.pieces - 1) / (stats.decodeMs / 1000))} tokens/s`, "As they arrived in this page"]);
+  if (stats.ttftMs !== null) parts.push([`first after ${duration(stats.ttftMs)}`, "Time to the first token, as seen by this page"]);
+  return parts;
+}
+
+const perSecond = (rate) => (rate < 10 ? rate.toFixed(1) : count(Math.round(rate)));
+
+/** A number with narrow blanks between its thousands. (Not by toLocaleString: what that loads first takes 10 ms.) */
+export function count(number) {
+  const [whole, part] = String(number ?? 0).split(".");
+  return whole.replace(/\B(?=(?:\d{3})+$)/g, "\u202f") + (part ? `.${part}` : "");
+}
 
 export function duration(ms) {
   if (ms < 1000) return `${Math.round(ms)} ms`;

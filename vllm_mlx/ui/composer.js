@@ -83,6 +83,7 @@ export class Composer {
     $("json").hidden = Boolean(server) && !can.structured_output;
     $("json").setAttribute("aria-pressed", settings.json);
     $("schema-box").hidden = !settings.json;
+    $("send").disabled = this.isEmpty;
     const box = $("attached");
     box.hidden = !this.images.length;
     box.replaceChildren(...this.images.map((image, i) => h("figure", {}, h("img", { src: image.url, alt: image.name || `Picture ${i + 1}` }),
@@ -90,6 +91,7 @@ export class Composer {
   }
 
   #grow() {
+    $("send").disabled = this.isEmpty;
     this.text.style.height = "auto";
     this.text.style.height = `${Math.min(this.text.scrollHeight, Math.max(120, innerHeight * 0.4))}px`;
   }

@@ -239,3 +239,10 @@ export class MarkdownView {
     this.#open.splice(0, open);
   }
 }
+
+/** The whole of a text. */
+export function renderOnce(text) {
+  const el = h("div", { class: "prose" });
+  new MarkdownView(el).update(text);
+  return el;
+}
