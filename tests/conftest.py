@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.serving.process import ServerProcess, serving
 from vllm_mlx import blas
 
 # As the server does, and before any test imports MLX: its own BLAS would take minutes where this takes seconds.
@@ -31,3 +32,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return built[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def demo_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The program with the built-in model and no flags; one for all tests that only talk to it."""
+    with serving("demo", log=tmp_path_factory.mktemp("demo") / "log") as process:
+        yield process
+        assert "Traceback" not in process.output, process.output

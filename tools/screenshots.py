@@ -274,7 +274,8 @@ async def converse(client: httpx.AsyncClient, number: int) -> None:
                 answer = (await client.post("/v1/messages", json=body)).json()["content"][0]["text"]
             else:
                 body = {"messages": messages, "max_tokens": 300 + 100 * number}
-                answer = (await client.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"]
+                answered = (await client.post("/v1/chat/completions", json=body)).json()
+                answer = answered["choices"][0]["message"]["content"]
             messages.append({"role": "assistant", "content": answer})
             await asyncio.sleep(0.3 * number)
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field
 
-from tests.serving.process import ServerProcess, serving
+from tests.serving.process import ServerProcess
 
 WEATHER = {
     "type": "function",
@@ -54,9 +54,8 @@ class Thing(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[ServerProcess]:
-    with serving("demo", log=tmp_path_factory.mktemp("demo") / "log") as process:
-        yield process
+def server(demo_process: ServerProcess) -> ServerProcess:
+    return demo_process
 
 
 @pytest.fixture(scope="module")

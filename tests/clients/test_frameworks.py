@@ -7,14 +7,13 @@ an output has its type is forced by the request, so a small model must do it too
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.serving.process import ServerProcess, serving
+from tests.serving.process import ServerProcess
 
 QUESTION = "What is the weather in Paris?"
 City = Literal["Paris", "Oslo", "Rome"]
@@ -26,10 +25,8 @@ class Report(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[ServerProcess]:
-    with serving("demo", log=tmp_path_factory.mktemp("frameworks") / "log") as process:
-        yield process
-        assert "Traceback" not in process.output, process.output
+def server(demo_process: ServerProcess) -> ServerProcess:
+    return demo_process
 
 
 # --- the official package, Responses -------------------------------------------------------------------------------

@@ -92,6 +92,22 @@ def test_a_service_that_is_not_there_or_cannot_start_is_one_sentence(tmp_path):
         service.for_platform("win32", tmp_path, lambda command: 0)
 
 
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_where_services_cannot_be_started_nothing_is_left(tmp_path, monkeypatch, platform):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    fine, _ = noted(tmp_path, platform)
+    broken = service.for_platform(platform, tmp_path, lambda command: 1)
+    with pytest.raises(service.ServiceError, match="Nothing was installed"):
+        broken.install(COMMAND)
+    assert not broken.path.exists()
+    fine.install(COMMAND)
+    with pytest.raises(service.ServiceError):
+        broken.install(COMMAND)
+    assert broken.path.exists()  # it was there before
+    broken.uninstall()
+    assert not broken.path.exists()
+
+
 def test_install_passes_serve_s_flags_on():
     parsed = build_parser().parse_args(["service", "install", "org/model", "--port", "9000"])
     assert parsed.arguments == ["org/model", "--port", "9000"]

@@ -16,16 +16,15 @@ import pytest
 from PIL import Image
 
 from tests.generation.test_media import HOSTILE, WHOLE, animation, encode
-from tests.serving.process import ServerProcess, serving
+from tests.serving.process import ServerProcess
 
 QUESTION = {"type": "text", "text": "What is in the picture?"}
 MENDED = ("GIF cut at 0.8", "WEBP cut at 0.8")  # what decoders make a picture of all the same
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[ServerProcess]:
-    with serving("demo", log=tmp_path_factory.mktemp("hostile") / "log") as process:
-        yield process
+def server(demo_process: ServerProcess) -> ServerProcess:
+    return demo_process
 
 
 def data_url(data: bytes, kind: str = "application/octet-stream") -> str:

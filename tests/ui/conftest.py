@@ -1,6 +1,6 @@
 """A headless Chromium, or a skip that says what is missing, and two kinds of server to look at with it.
 
-`demo` and `locked` are the program as it is started, with the built-in model: one of each for the whole session. `site`
+`demo` and `locked` are pages of the program as it is started, with the built-in model, one process each. `site`
 is the real application in this process over a scripted model, for what no model can be asked to do: to be slow, to
 fail, to write dangerous Markdown. The pages' policy forbids evaluated code, so tests wait with `expect`, never with
 scripts of their own.
@@ -97,17 +97,16 @@ async def window_on(chromium: Any, address: str) -> AsyncIterator[Window]:
 # ── the program with the built-in model ──────────────────────────────────────────────────────────────────────────────
 
 
-class Demo:
-    """A server that can be killed and started again at the same address."""
+class Locked:
+    """A server that wants the key `sesame` and takes small requests only; it can be killed and started again."""
 
-    def __init__(self, stack: ExitStack, log: Path, *flags: str) -> None:
-        self._stack, self._log, self._flags = stack, log, flags
+    def __init__(self, stack: ExitStack, log: Path) -> None:
+        self._stack, self._log = stack, log
         self.process = self._start(None)
 
     def _start(self, port: int | None) -> ServerProcess:
-        return self._stack.enter_context(
-            serving("demo", *self._flags, log=self._log, port=port, is_awaited=False)
-        )
+        flags = ("--api-key", "sesame", "--max-body-mb", "0.05")
+        return self._stack.enter_context(serving("demo", *flags, log=self._log, port=port, is_awaited=False))
 
     @property
     def url(self) -> str:
@@ -125,31 +124,21 @@ class Demo:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def demo_server(chromium: Any, tmp_path_factory: Any) -> AsyncIterator[Demo]:
+async def locked_server(chromium: Any, tmp_path_factory: Any) -> AsyncIterator[Locked]:
     with ExitStack() as stack:
-        server = Demo(stack, tmp_path_factory.mktemp("demo") / "log")
-        await server.until_ready()
-        yield server
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def locked_server(chromium: Any, tmp_path_factory: Any) -> AsyncIterator[Demo]:
-    """One that wants the key `sesame` and takes small requests only."""
-    with ExitStack() as stack:
-        flags = ("--api-key", "sesame", "--max-body-mb", "0.05")
-        server = Demo(stack, tmp_path_factory.mktemp("locked") / "log", *flags)
+        server = Locked(stack, tmp_path_factory.mktemp("locked") / "log")
         await server.until_ready()
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def demo(chromium: Any, demo_server: Demo) -> AsyncIterator[Window]:
-    async with window_on(chromium, demo_server.url) as window:
+async def demo(chromium: Any, demo_process: ServerProcess) -> AsyncIterator[Window]:
+    async with window_on(chromium, demo_process.url) as window:
         yield window
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def locked(chromium: Any, locked_server: Demo) -> AsyncIterator[Window]:
+async def locked(chromium: Any, locked_server: Locked) -> AsyncIterator[Window]:
     async with window_on(chromium, locked_server.url) as window:
         yield window
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_mlx.errors import VllmMlxError
@@ -74,22 +75,33 @@ class Manager(ABC):
     def logs(self) -> int: ...
 
     def install(self, command: Sequence[str]) -> Path:
-        """Write the file and start. Installing again replaces it."""
+        """Write the file and start. Installing again replaces it; a first time that fails leaves nothing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        is_new = not self.path.exists()
+        if not is_new:
             self.stop()
-        self.path.write_bytes(self.content(command))
         # The arguments may hold an API key.
+        self.path.touch(mode=0o600)
         self.path.chmod(0o600)
-        self._after_change()
-        self.start()
+        self.path.write_bytes(self.content(command))
+        try:
+            self._after_change()
+            self.start()
+        except ServiceError as error:
+            if not is_new:
+                raise
+            self.path.unlink()
+            raise ServiceError(f"{error} Nothing was installed; `vllm-mlx serve` runs in any terminal.") from None
         return self.path
 
     def uninstall(self) -> Path:
+        """Stop, and take the file away; also where the system's manager of services cannot be reached."""
         self._require()
-        self.stop()
+        with suppress(ServiceError):
+            self.stop()
         self.path.unlink()
-        self._after_change()
+        with suppress(ServiceError):
+            self._after_change()
         return self.path
 
     def _after_change(self) -> None:  # noqa: B027  (nothing to do for launchd)
