@@ -153,14 +153,16 @@ def make_tokenizer(
     eos: str = "<|im_end|>",
     pad: str = "<|endoftext|>",
     extra: dict[str, Any] | None = None,
+    specials_first: bool = False,
 ) -> dict[str, int]:
     """Train and save a byte-level BPE of exactly VOCAB entries; returns the special tokens' ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - len(specials), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+        vocab_size=VOCAB - (0 if specials_first else len(specials)), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=specials if specials_first else [],
+    )  # fmt: skip
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     missing = VOCAB - tokenizer.get_vocab_size()

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from PIL import Image
 
 from .tiny_models import VOCAB, make_tokenizer, randomize, save_weights, write_json
@@ -352,6 +353,117 @@ def _paligemma(out: Path, model_type: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _mllama(out: Path, model_type: str) -> dict[str, Any]:
+    names = {"bos_token": "<s>", "image_token": "<|image|>", "extra_special_tokens": {"image_token": "<|image|>"}}
+    ids = make_tokenizer(
+        out, specials=["<s>", "<pad>", "<|eot|>", "<|image|>", "<|python_tag|>"], pad="<pad>", eos="<|eot|>",
+        tokenizer_class="PreTrainedTokenizerFast", extra=names,
+        chat_template="{{ bos_token }}" + _chat("[{{ m.role }}]", "<|eot|>", "<|image|>", "[assistant]"),
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="MllamaImageProcessor", processor_class="MllamaProcessor", do_resize=True,
+            do_convert_rgb=True, do_pad=True, max_image_tiles=4, resample=2, size=dict(height=56, width=56),
+        ),
+    )  # fmt: skip
+    text = dict(_TEXT, num_hidden_layers=4, rope_theta=1e4, cross_attention_layers=[1, 3])
+    vision = dict(
+        _TOWER, image_size=56, patch_size=14, num_hidden_layers=2, num_global_layers=1, max_num_tiles=4,
+        intermediate_layers_indices=[0], vision_output_dim=128, num_channels=3,
+    )  # fmt: skip
+    return dict(
+        model_type="mllama", image_token_index=ids["<|image|>"], eos_token_id=[ids["<|eot|>"]], vocab_size=VOCAB,
+        text_config=text, vision_config=vision,
+    )  # fmt: skip
+
+
+def _florence2(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>", "<loc_0>", "<florence_image>"]
+    names = dict(bos_token="<s>", cls_token="<s>", sep_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", pad="<pad>", eos="</s>", chat_template="",
+        extra={**names, "image_token": "<florence_image>"},
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="CLIPImageProcessor", processor_class="Florence2Processor", do_resize=True,
+            size=dict(height=64, width=64), do_center_crop=False, crop_size=dict(height=64, width=64), resample=3,
+            image_seq_length=4,
+        ),
+    )  # fmt: skip
+    vision = dict(
+        model_type="davit", depths=[1, 1], dim_embed=[16, 32], num_heads=[2, 2], num_groups=[2, 2], window_size=4,
+        patch_size=[7, 3], patch_stride=[8, 4], patch_padding=[3, 1], patch_prenorm=[False, True], image_size=[64, 64],
+    )  # fmt: skip
+    text = dict(
+        model_type="florence2_language", d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=512,
+        vocab_size=VOCAB, bos_token_id=ids["<s>"], pad_token_id=ids["<pad>"], eos_token_id=ids["</s>"],
+        decoder_start_token_id=ids["</s>"],
+    )  # fmt: skip
+    return dict(
+        model_type="florence2", vocab_size=VOCAB, pad_token_id=ids["<pad>"], bos_token_id=ids["<s>"],
+        eos_token_id=[ids["</s>"]], image_token_id=ids["<florence_image>"], image_token_index=ids["<florence_image>"],
+        text_config=text, vision_config=vision, max_position_embeddings=512,
+    )  # fmt: skip
+
+
+def _phi(out: Path, model_type: str) -> dict[str, Any]:
+    """Phi-3-V, Phi-4-MM and Phi-4-SigLIP: their text layers are alike, their towers are not."""
+    specials = ["<|endoftext|>", "<s>", "<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
+    turn = "<|im_start|>{{ m.role }}\n" if model_type == "phi4-siglip" else "<|{{ m.role }}|>"
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", eos="<|end|>", extra={"bos_token": "<s>"},
+        chat_template=_chat(turn, "<|end|>\n", "<image>", "<|assistant|>"),
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(_HALF, num_crops=1, num_img_tokens=144, min_num_patches=4, max_num_patches=16),
+    )
+    config = dict(
+        _TEXT, model_type=model_type, rope_theta=1e4, eos_token_id=[ids["<|end|>"]], pad_token_id=ids["<|endoftext|>"],
+        partial_rotary_factor=1.0, original_max_position_embeddings=4096, mm_hidden_size=64, max_num_patches=16,
+        min_num_patches=4,
+    )  # fmt: skip
+    vision = dict(_TOWER, num_hidden_layers=3, patch_size=14, image_size=56)
+    match model_type:
+        case "phi3_v":
+            return dict(config, img_processor={"name": "clip_vision_model"})
+        case "phi4mm":
+            audio = dict(
+                attention_dim=16, attention_heads=2, num_blocks=1, linear_units=16, conv_channels=16,
+                ext_pw_out_channel=16, depthwise_seperable_out_channel=16,
+            )  # fmt: skip
+            return dict(config, vision_config=vision, audio_processor={"config": audio}, vision_lora={"r": 4})
+        case _:
+            tower = "google/siglip2-so400m-patch14-naflex"
+            # mlx-vlm takes the text layers' sizes from here, or else those of the published model.
+            text = dict(_TEXT, rope_theta=1e4)
+            del text["max_position_embeddings"]
+            return dict(
+                config, text_config=text, vision_config=dict(vision, num_patches=16), mm_vision_tower=tower
+            )
+
+
+def _moondream(out: Path, model_type: str) -> dict[str, Any]:
+    # Its processor knows tokens by their ids: the first begins and ends, the fourth asks for the answer.
+    specials = ["<|endoftext|>", "<|1|>", "<|2|>", "<|answer|>"]
+    make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", eos="<|endoftext|>", chat_template="",
+        extra={"bos_token": "<|endoftext|>"}, specials_first=True,
+    )  # fmt: skip
+    text = dict(
+        _TEXT, model_type=model_type, num_key_value_heads=4, head_dim=16, rope_dim=8, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=32, moe_start_layer=1, num_hidden_layers=2,
+    )  # fmt: skip
+    vision = dict(
+        _TOWER, num_hidden_layers=1, patch_size=14, crop_size=378, max_crops=2, proj_inner_dim=64, proj_out_dim=64
+    )
+    return dict(model_type=model_type, text_config=text, vision_config=vision, eos_token_id=0, bos_token_id=0)
+
+
 VLM = {
     "qwen3_vl": _qwen3,
     "qwen3_vl_moe": _qwen3,
@@ -372,8 +484,17 @@ VLM = {
 }
 
 
-# Models that see a prompt as a whole; `tests/models/test_whole.py`.
-WHOLE = {"paligemma": _paligemma}
+# Models whose prompts are read whole; `tests/models/test_whole.py`.
+WHOLE = {
+    "paligemma": _paligemma,
+    "mllama": _mllama,
+    "florence2": _florence2,
+    "phi3_v": _phi,
+    "phi4mm": _phi,
+    "phi4-siglip": _phi,
+    "moondream2": _moondream,
+    "moondream3": _moondream,
+}
 # Models that hear; `tests/models/test_sound.py`.
 HEARING = {"gemma4_audio": _gemma4}
 
@@ -399,7 +520,19 @@ def build_vlm(name: str, out: Path) -> None:
     mx.random.seed(1)
     model = module.Model(model_config)
     randomize(model)
+    model.load_weights(_balanced(model_type, dict(tree_flatten(model.parameters()))), strict=False)
     save_weights(model, out, "float32")
+
+
+def _balanced(model_type: str, weights: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
+    """Changed weights where a picture would else say nothing (gates are made shut), or drown the words."""
+    match model_type:
+        case "mllama":
+            return [(k, mx.full(w.shape, 0.3)) for k, w in weights.items() if k.endswith("gate")]
+        case "florence2":
+            return [(k, 0.2 * w) for k, w in weights.items() if ".encoder_attn.out_proj" in k]
+        case _:
+            return []
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:

@@ -37,7 +37,7 @@ def rendered(loaded: Any, num_images: int) -> str:
 
 def mlx_vlm_greedy(folder: Path, inputs: dict[str, Any], num_tokens: int) -> list[int]:
     """What mlx-vlm's single-request generation answers to these inputs."""
-    model, _ = mlx_vlm.load(str(folder))
+    model = mlx_vlm.utils.load_model(folder)
     rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "pixel_values", "attention_mask")}
     steps = generate_step(
         inputs["input_ids"], model, inputs.get("pixel_values"), inputs.get("attention_mask"),

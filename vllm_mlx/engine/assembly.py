@@ -124,7 +124,7 @@ def build_engine(
         atomic_spans=model.atomic_spans,
         grid=runner.invariance.grid,
         keeps_answers=not runner.invariance.is_promised,
-        most_rows=runner.invariance.most_rows,
+        most_rows=runner.invariance.most_rows if model.profile.interleaves else 1,
         max_draft=runner.speculator.max_draft if runner.speculator is not None else 0,
         judge=judge,
         tier=tier,

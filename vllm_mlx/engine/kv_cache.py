@@ -415,18 +415,30 @@ class Prefills(Protocol):
 
 
 def measure_footprint(layout: Layout, prefill: Prefills) -> Footprint:
-    """Read the footprint off the shapes of a two-token forward that is traced but never evaluated."""
+    """Read the footprint off the shapes of a two-token forward that is traced but never evaluated.
+
+    What opaque parts hold may grow too; a three-token forward tells by how much.
+    """
     row = layout.new_row()
     prefill(mx.zeros((1, 2), dtype=mx.int32), row.entries)
     per_token, windows, fixed = 0, [], 0
+    if any(isinstance(part, OpaqueRow) for part in row.rows):
+        longer = layout.new_row()
+        prefill(mx.zeros((1, 3), dtype=mx.int32), longer.entries)
+        per_token = max(0, _opaque_bytes(longer) - _opaque_bytes(row))
+        fixed = max(0, _opaque_bytes(row) - 2 * per_token)
     for part in row.rows:
         if isinstance(part, AttentionRow):
             per_token += sum(a.nbytes // a.shape[2] for a in part.state)
         elif isinstance(part, WindowRow):
             windows.append((sum(a.nbytes // a.shape[2] for a in part.state), part.max_size))
-        else:
+        elif isinstance(part, RecurrentRow):
             fixed += sum(a.nbytes for a in part.state)
     return Footprint(per_token, tuple(windows), fixed)
+
+
+def _opaque_bytes(row: RowCache) -> int:
+    return sum(a.nbytes for part in row.rows if isinstance(part, OpaqueRow) for a in part.state)
 
 
 # ── small pieces ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -242,6 +242,11 @@ class GenerationService:
     async def _prepare(self, job: Job) -> Prepared:
         request = job.request
         check_request(request, vocab_size=self._profile.vocab_size)
+        if request.num_prompt_logprobs is not None and not self._profile.scores_prompts:
+            raise InvalidRequest(
+                f"{self._profile.name} reads its prompts whole and has no log-probabilities of their tokens.",
+                param="prompt_logprobs",
+            )
         request = steady(request, self._agents)
         sampling, provenance = choose_sampling(
             request.sampling, self._sampling, self._profile.generation_defaults, vocab_size=self._profile.vocab_size

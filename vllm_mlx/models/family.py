@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .profile import ModelProfile
+    from .whole_family import WholeFamily
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,10 @@ class PromptState:
         return found
 
 
-def find_family(model_type: str) -> type[Family] | None:
-    """The class `Family` of `families/<model_type>.py`; None when there is no such file."""
+def find_family(model_type: str) -> type[Family] | type[WholeFamily] | None:
+    """The class `ModelFamily` of `families/<model_type>.py`; None when there is no such file."""
     name = f"{__package__}.families.{model_type.replace('-', '_').replace('.', '_')}"
     if importlib.util.find_spec(name) is None:
         return None
-    family: type[Family] = importlib.import_module(name).ModelFamily
+    family: type[Family] | type[WholeFamily] = importlib.import_module(name).ModelFamily
     return family

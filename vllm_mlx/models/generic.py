@@ -81,26 +81,12 @@ class GenericMRopeFamily(GenericFamily, ThreeAxisFamily):
         return MRopeState(positions=axes[:, 0], delta=int(np.asarray(delta).reshape(-1)[0]))
 
 
-# Why a model cannot run as a decoder over embeddings, in chunks, with a prefix cache.
-_NOT_RUNNABLE = {
-    "mllama": "reads images by cross-attention",
-    "florence2": "is an encoder with a decoder",
-    "phi3_v": "keeps image positions of its own",
-    "phi4mm": "switches adapters by what a prompt holds",
-    "moondream2": "generates by a method of its own",
-    "moondream3": "generates by a method of its own",
-}
-
-
 def find_generic_family(model: Any, name: str, model_type: str) -> type[Family]:
-    """A family for a model without a file; refuses models that are no decoder over embeddings."""
+    """A family for a model without a file; refuses models that mlx-vlm itself could not generate with."""
     language_model = getattr(model, "language_model", None)
-    reason = _NOT_RUNNABLE.get(model_type)
-    if reason is None and (language_model is None or not hasattr(model, "get_input_embeddings")):
-        reason = "is not a decoder over embeddings"
-    if reason:
+    if language_model is None or not hasattr(model, "get_input_embeddings"):
         raise ModelLoadError(
-            f"{name} ({model_type}) {reason}, so this server cannot compute its images; "
-            "serve it as a text model with --no-mllm, or choose another."
+            f"{name} ({model_type}) does not generate text from embeddings, so neither mlx-vlm nor this server can "
+            "answer with it; choose another model."
         )
     return GenericMRopeFamily if hasattr(language_model, "get_rope_index") else GenericFamily

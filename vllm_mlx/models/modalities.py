@@ -11,9 +11,15 @@ from .checkpoint import Checkpoint
 
 # Config fields that announce an encoder.
 _VISION_FIELDS = frozenset(
-    {"vision_config", "vision_tower", "mm_vision_tower", "visual", "vit_config", "img_processor", "vision_backbone"}
+    {
+        *("vision_config", "vision_tower", "mm_vision_tower", "visual", "vit_config", "img_processor"),
+        *("vision_backbone", "vision_lora"),
+    }
 )
 _AUDIO_FIELDS = frozenset({"audio_config", "audio_processor", "speech_config"})
+
+# Model types that have an encoder whatever the config says, and whose processor needs no file of its own.
+_SELF_EVIDENT = frozenset({"moondream1", "moondream2", "moondream3", "phi4-siglip"})
 
 # Parts of weight names that only an encoder has.
 _VISION_WEIGHTS = ("vision", "visual", "image_newline", "vit.", "siglip", "image_encoder", "patch_embed")
@@ -34,6 +40,8 @@ def modalities(path: Path, config: Mapping[str, Any], checkpoint: Checkpoint) ->
     All three are asked: text-only conversions keep a multimodal config, and some text models keep processor files.
     """
     kinds = {"text"}
+    if config.get("model_type") in _SELF_EVIDENT and _has_weights(checkpoint.shapes, _VISION_WEIGHTS):
+        return frozenset({"text", "image"})
     has_processor = any(
         (path / name).is_file()
         for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")

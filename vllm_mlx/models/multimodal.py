@@ -15,7 +15,6 @@ import mlx_vlm.utils
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
-from . import whole
 from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
@@ -28,6 +27,8 @@ from .span import MediaSpan
 from .stack import loading, with_precision
 from .text import why_single_row
 from .weights import Precision, apply_precision
+from .whole import WholeMedia, WholePromptModel
+from .whole_family import WholeFamily
 
 
 class MultimodalModel:
@@ -118,21 +119,19 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
         model = mlx_vlm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         apply_precision(model, precision)
         # Importing the model's module above is what makes transformers find mlx-vlm's torch-free processor.
-        processor = mlx_vlm.utils.load_processor(
-            profile.path, add_detokenizer=False, trust_remote_code=trust_remote_code
-        )
+        family_class = find_family(profile.model_type)
+        source = family_class if family_class is not None and issubclass(family_class, WholeFamily) else WholeFamily
+        processor = source.load_processor(profile, trust_remote_code=trust_remote_code)
     tokenizer = getattr(processor, "tokenizer", processor)
     if profile.chat_template and not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = profile.chat_template
     profile = with_precision(profile, model, precision.note)
-    rule = whole.find_rule(model, profile.model_type)
-    if rule is not None:
-        return _load_whole(model, rule, processor, tokenizer, profile)
-    family_class = find_family(profile.model_type)
-    if family_class is None:
+    if family_class is None or (issubclass(family_class, WholeFamily) and not family_class.applies(model)):
         from .generic import find_generic_family
 
         family_class = find_generic_family(model, profile.name, profile.model_type)
+    if issubclass(family_class, WholeFamily):
+        return _load_whole(model, family_class(profile, config, processor, tokenizer), profile)
     family = family_class(profile, config, processor, tokenizer)
     profile = replace(profile, modalities=frozenset({"text", *family.placeholders}))
     adapter = MultimodalModel(model, family, profile)
@@ -145,15 +144,16 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
     )
 
 
-def _load_whole(
-    model: Any, rule: whole.WholeRule, processor: Any, tokenizer: Any, profile: ModelProfile
-) -> LoadedModel:
-    """A model that sees its prompts as a whole, with a chat template of ours where it has none."""
-    if not profile.chat_template:
-        profile = replace(profile, chat_template=rule.template)
-        tokenizer.chat_template = rule.template
-    adapter = whole.WholePromptModel(model, rule, replace(profile, modalities=frozenset({"text", "image"})))
-    media = whole.WholeMedia(rule, processor, tokenizer, profile)
+def _load_whole(model: Any, family: WholeFamily, profile: ModelProfile) -> LoadedModel:
+    """A model whose prompts are read whole, with a chat template of ours where it has none."""
+    if not profile.chat_template and family.template:
+        profile = replace(profile, chat_template=family.template)
+        family.tokenizer.chat_template = family.template
+    adapter = WholePromptModel(model, family, replace(profile, modalities=frozenset({"text", "image"})))
     return LoadedModel(
-        model=adapter, tokenizer=tokenizer, processor=processor, profile=adapter.profile, media=media
+        model=adapter,
+        tokenizer=family.tokenizer,
+        processor=family.processor,
+        profile=adapter.profile,
+        media=WholeMedia(family),
     )

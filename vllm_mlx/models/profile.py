@@ -43,8 +43,9 @@ _GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pe
 class ModelProfile:
     """Facts of a model directory.
 
-    `runs_batched` is False when the installed model code can compute one row at a time only, `shares_prefixes` when a
-    prompt's beginning depends on what follows it; `notes` says why, and whatever else a person should know.
+    `runs_batched` is False when the installed model code can compute one row at a time only, `interleaves` when a row
+    must end before another begins, `shares_prefixes` when a prompt's beginning depends on what follows it,
+    `scores_prompts` when its tokens get no probabilities; `notes` says why, and whatever else a person should know.
     `fingerprint` changes when config or weights change (for caches on disk).
     """
 
@@ -68,7 +69,9 @@ class ModelProfile:
     media_token_ids: Mapping[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     runs_batched: bool = True
+    interleaves: bool = True
     shares_prefixes: bool = True
+    scores_prompts: bool = True
     notes: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Models that must see a whole prompt in one pass, because its tokens see each other in both directions (PaliGemma).
+"""Models whose prompts are read whole: what mlx-vlm can run and this engine can neither cut into chunks nor batch.
 
 They are served one request at a time, without a prefix cache: `prefill` only notes its tokens, and the first decode
 step computes the prompt with its pictures by mlx-vlm's own code. MLX thread; `WholeMedia` worker threads.
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
-from mlx_vlm.utils import process_inputs
 
 from ..errors import EngineError, InvalidRequest
 from .adapters import AdapterBank
@@ -22,50 +21,31 @@ from .grouped import RowWindow
 from .media import content_hash
 from .profile import ModelProfile
 from .span import Clip, MediaSpan
+from .whole_family import WholeFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_OF_THE_TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids", "labels"})
-
-
-@dataclass(frozen=True, slots=True)
-class WholeRule:
-    """Why a model type is one of these; how many pictures it takes; the chat template of checkpoints without one."""
-
-    reason: str
-    max_images: int
-    template: str
-
-
-# A checkpoint that answers instructions about one picture; earlier turns are only text to it.
-_INSTRUCTIONS = (
-    "{% for message in messages %}{% if message.content is not string %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}{% endif %}{% endfor %}"
-    "{% for message in messages %}{{ '' if loop.first else '\n' }}{% if message.content is string %}"
-    "{{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}"
-    "{% endif %}{% endfor %}{% endif %}{% endfor %}"
-)
-RULES: Mapping[str, WholeRule] = {
-    "paligemma": WholeRule("it reads its whole prompt in both directions", 1, _INSTRUCTIONS),
-}
-
-
-def find_rule(model: Any, model_type: str) -> WholeRule | None:
-    """The rule for a loaded mlx-vlm model; None when its prompts can be cut into chunks."""
-    rule = RULES.get(model_type)
-    reads_ahead = getattr(model.config.text_config, "use_bidirectional_attention", True) if rule is not None else False
-    return rule if reads_ahead else None
-
 
 @dataclass
 class WholeState:
-    """Of one sequence: what its first pass needs. Mutable; MLX thread."""
+    """Of one sequence: what its first pass needs, and what that left for later ones. Mutable; MLX thread."""
 
     token_ids: tuple[int, ...]
     inputs: Mapping[str, np.ndarray]
     later: list[int] = field(default_factory=list)  # tokens behind the prompt, noted when a preempted row comes back
-    is_computed: bool = False
+    carried: Mapping[str, Any] | None = None  # None until the prompt is computed
+
+
+class OwnCache:
+    """All of mlx-vlm's cache objects of one row, as a single part into which the engine does not look."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self.entries = entries
+
+    @property
+    def state(self) -> list[Any]:
+        return [entry.state for entry in self.entries if not entry.empty()]
 
 
 class _NoLogits:
@@ -81,17 +61,28 @@ class WholePromptModel:
     atomic_spans = False
     can_group = False
 
-    def __init__(self, model: Any, rule: WholeRule, profile: ModelProfile) -> None:
+    def __init__(self, model: Any, family: WholeFamily, profile: ModelProfile) -> None:
         self._model = model
+        self._family = family
         self.adapters = AdapterBank(model.language_model, RowWindow())
-        note = f"{profile.model_type} runs one request at a time and without prefix cache: {rule.reason}"
-        self.profile = replace(profile, runs_batched=False, shares_prefixes=False, notes=(*profile.notes, note))
+        notes = [f"{profile.model_type} runs one request at a time and without prefix cache: {family.reason}"]
+        if family.keeps_own_cache:
+            notes.append(f"{profile.model_type} keeps keys and values as mlx-vlm does: --kv-bits changes nothing")
+        self.profile = replace(
+            profile,
+            runs_batched=False,
+            interleaves=family.may_interleave,
+            shares_prefixes=False,
+            scores_prompts=False,
+            notes=(*profile.notes, *notes),
+        )
 
     def ungroup(self) -> None:
         """Nothing was grouped."""
 
     def make_cache(self) -> list[Any]:
-        return list(make_prompt_cache(self._model.language_model))
+        entries = list(make_prompt_cache(self._model.language_model))
+        return [OwnCache(entries)] if self._family.keeps_own_cache else entries
 
     def encode(self, span: MediaSpan) -> Features:
         """The tower runs with the prompt; here is nothing to keep."""
@@ -104,7 +95,7 @@ class WholePromptModel:
         self, tokens: mx.array, start: int, cache: list[Any], state: Any | None, features: Mapping[int, Features]
     ) -> Any:
         if state is None:  # a trace of shapes
-            return self._model.language_model(tokens, cache=cache).logits
+            return self._family.first_pass(self._model, [0] * tokens.shape[1], {}, _entries(cache))[0]
         given = tokens[0].tolist()
         state.later += given[max(0, len(state.token_ids) - start) :]
         return _NoLogits()
@@ -113,47 +104,34 @@ class WholePromptModel:
         self, tokens: mx.array, positions: Sequence[int], cache: list[Any], states: Sequence[Any | None]
     ) -> mx.array:
         (state,), (position,) = states, positions
-        if state is None or state.is_computed:
-            return self._step(tokens, cache)
-        state.is_computed = True
-        logits = self._first_pass(state, cache)
+        assert isinstance(state, WholeState)
+        entries = _entries(cache)
+        if state.carried is not None:
+            return self._family.step(self._model, tokens, entries, state.carried)
+        logits, state.carried = self._family.first_pass(self._model, state.token_ids, state.inputs, entries)
         num_prompt = len(state.token_ids)
         if position < num_prompt:
             return logits
         later = [*state.later[: position - num_prompt], int(tokens.item())]
         for token in later:  # as they were decoded before
-            logits = self._step(mx.array([[token]]), cache)
-        return logits
-
-    def _first_pass(self, state: WholeState, cache: list[Any]) -> mx.array:
-        tokens = mx.array([state.token_ids])
-        pixels = state.inputs.get("pixel_values")
-        rest = {k: mx.array(v) for k, v in state.inputs.items() if k != "pixel_values"}
-        found = self._model.get_input_embeddings(
-            tokens, None if pixels is None else mx.array(pixels), mask=mx.ones_like(tokens), **rest
-        )
-        extra = {k: v for k, v in found.to_dict().items() if k != "inputs_embeds" and v is not None}
-        out = self._model.language_model(tokens, inputs_embeds=found.inputs_embeds, cache=cache, **rest, **extra)
-        logits: mx.array = out.logits[:, -1, :]
-        return logits
-
-    def _step(self, tokens: mx.array, cache: list[Any]) -> mx.array:
-        logits: mx.array = self._model.language_model(tokens, cache=cache).logits[:, -1, :]
+            logits = self._family.step(self._model, mx.array([[token]]), entries, state.carried)
         return logits
 
     def close(self) -> None:
         self._model = None
+        self.adapters.close()
+
+
+def _entries(cache: list[Any]) -> list[Any]:
+    return cache[0].entries if len(cache) == 1 and isinstance(cache[0], OwnCache) else cache
 
 
 class WholeMedia:
     """Prompts of such a model: its processor is given text and pictures together. Thread-safe."""
 
-    def __init__(self, rule: WholeRule, processor: Any, tokenizer: Any, profile: ModelProfile) -> None:
-        self._rule = rule
-        self._processor = processor
-        self._tokenizer = tokenizer
-        self._name = profile.name
-        self.placeholders = {"image": str(getattr(processor, "image_token", "<image>"))}
+    def __init__(self, family: WholeFamily) -> None:
+        self._family = family
+        self.placeholders = {"image": family.placeholder}
 
     def expand(
         self,
@@ -164,24 +142,27 @@ class WholeMedia:
         add_special_tokens: bool | None = None,
     ) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
         """Token ids, and one span that stands for all pictures. InvalidRequest for more than the model takes."""
-        if len(images) > self._rule.max_images or clips:
-            raise InvalidRequest(
-                f"{self._name} takes {self._rule.max_images} image and no clip in a conversation; "
-                f"this one has {len(images)}.",
-                param="messages",
-                code="unsupported_media",
+        family = self._family
+        if clips:
+            raise family.refuse("takes no clips and no sounds here.")
+        if family.max_images is not None and len(images) > family.max_images:
+            raise family.refuse(
+                f"takes {family.max_images} image and no clip in a conversation; this one has {len(images)}."
             )
-        if text.count(self.placeholders["image"]) != len(images):
+        if text.count(family.placeholder) != len(images):
             raise InvalidRequest(
-                f"The messages hold the text {self.placeholders['image']!r}, which {self._name} keeps for images.",
+                f"The messages hold the text {family.placeholder!r}, which {family.profile.name} keeps for images.",
                 param="messages",
                 code="media_mismatch",
             )
         if not images:
-            bos = getattr(self._tokenizer, "bos_token", None) or ""
-            return tuple(self._tokenizer.encode(f"{bos}{text}\n", add_special_tokens=False)), ()
-        out = process_inputs(self._processor, prompts=[text], images=list(images), add_special_tokens=False)
-        token_ids = tuple(np.asarray(out["input_ids"]).reshape(-1).tolist())
-        inputs = {k: np.asarray(v) for k, v in out.items() if k not in _OF_THE_TEXT and v is not None}
+            return family.read_text(text).token_ids, ()
+        try:
+            prompt = family.read_images(text, images)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # processors of a hundred makers
+            raise family.refuse(f"cannot take this image: its processor failed ({error}).") from error
+        inputs = dict(prompt.inputs)
         span = MediaSpan(start=0, length=1, kind="image", content_hash=content_hash(inputs), inputs=inputs)
-        return token_ids, (span,)
+        return prompt.token_ids, (span,)
