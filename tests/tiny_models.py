@@ -86,6 +86,13 @@ TEXT: dict[str, dict[str, Any]] = {
         mamba_d_conv=4, mamba_expand=1, tie_word_embeddings=False, rope_theta=1e4, lm_head_multiplier=1.0,
         embedding_multiplier=1.0, key_multiplier=1.0,
     ),
+    "mimo": dict(_DENSE, tie_word_embeddings=False, num_nextn_predict_layers=1),
+    "glm4_moe": dict(
+        _DENSE, head_dim=16, moe_intermediate_size=32, norm_topk_prob=True, n_group=1, topk_group=1, n_shared_experts=1,
+        n_routed_experts=4, routed_scaling_factor=1.0, num_experts_per_tok=2, first_k_dense_replace=1,
+        rope_scaling=None, use_qk_norm=True, tie_word_embeddings=False, attention_bias=False,
+        partial_rotary_factor=0.5,
+    ),
     # Sparse attention over indexed keys, in a list of two caches.
     "deepseek_v32": dict(
         _DENSE, num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4, n_shared_experts=1,

@@ -100,6 +100,7 @@ class Subject:
         self._count = 0
         self._answers: dict[str, list[int]] = {}
         options = EngineOptions(memory_bytes=4 << 30, prefix_cache_bytes=0, speculation=speculation)
+        self._model.script = []
         self.engine = build_engine(model, options, self._publish)  # type: ignore[arg-type]
 
     def run(self, script: Script, num_rows: int) -> float:

@@ -170,6 +170,7 @@ class Backend:
                     trust_remote_code=model.trust_remote_code,
                     unpack_limit_bytes=unpack_limit_bytes,
                     split=splitter(files) if ranks is not None else None,
+                    with_head=settings.speculation.speculation == "auto" and files.draft is None and ranks is None,
                 )
             )
             # All weights before the memory that is left is shared out.

@@ -67,8 +67,8 @@ OLDER_NAMES_WITH_VALUE = ("--chunked-prefill-tokens", "--kv-cache-quantization-b
 ELSEWHERE: dict[str, str] = {
     "--enable-thinking": "thinking is a request field: send \"enable_thinking\": true or false with the request",
     "--disable-thinking": "thinking is a request field: send \"enable_thinking\": true or false with the request",
-    "--enable-mtp": "MTP heads are not used by this version; see --speculation and --draft-model",
-    "--mtp-num-draft-tokens": "MTP heads are not used by this version; see --num-draft-tokens",
+    "--enable-mtp": "MTP heads are used by --speculation auto where the model has some that can be used",
+    "--mtp-num-draft-tokens": "--num-draft-tokens bounds all guesses alike",
     "--mtp-optimistic": "drafts are always verified here; see --speculation",
 }
 

@@ -260,7 +260,8 @@ class SpeculationSettings:
     """Guessing tokens ahead and verifying several in one step; the text stays what it would have been."""
 
     speculation: str = option(
-        "auto", "Guess tokens ahead where it pays: from prompt, answers and a draft model; without the latter; or not.",
+        "auto", "Guess tokens ahead where it pays: from prompt, answers, and a draft model or the model's own head "
+        "(MTP); without the latter two; or not.",
         "--speculation", choices=("auto", "prompt-lookup", "off"))
     draft_model: str | None = option(
         None, "A smaller model with the same tokenizer that guesses for the served one: a folder or a hub id.",

@@ -147,6 +147,11 @@ class Prophet:
         guess = self._answers[row.request.prompt.token_ids][done : done + self._random.randint(1, limit)]
         return tuple(t if self._random.random() < 0.85 else 7 for t in guess)
 
+    wants_states = False
+
+    def saw(self, row: Sequence, start: int, states: object) -> None:
+        pass
+
     def close(self, request_id: str) -> None:
         pass
 

@@ -16,16 +16,18 @@ from vllm_mlx.engine.draft_model import DraftModel
 from vllm_mlx.engine.engine import Engine, Publish, Runner
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.media_cache import MediaCache
+from vllm_mlx.engine.mtp_draft import MtpDraft
 from vllm_mlx.engine.packing import CPU_LIMITS, PackLimits
 from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.ranks import LeadRunner
 from vllm_mlx.engine.runner import ModelRunner
 from vllm_mlx.engine.scheduler import Limits, Scheduler
 from vllm_mlx.engine.sequence import Sequence
-from vllm_mlx.engine.speculative import Speculator
+from vllm_mlx.engine.speculative import DraftSource, Speculator
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.models.activations import read_activation_cost
 from vllm_mlx.models.base import LanguageModel
+from vllm_mlx.models.mtp import MtpTextModel
 
 MIN_KV_BYTES = 64 << 20
 
@@ -92,7 +94,7 @@ def build_engine(
             f"{MIN_KV_BYTES >> 20} MiB are the least. Use a smaller or more strongly quantised model."
         )
     prefix_cache_bytes = options.prefix_cache_bytes if model.profile.shares_prefixes else 0
-    runner = build_runner(model, options, speculator=_speculator(options, draft_model))
+    runner = build_runner(model, options, speculator=_speculator(options, model, draft_model))
     # What encoders keep comes out of the same memory.
     encoder_bytes = options.encoder_cache_bytes if model.profile.is_multimodal else 0
     memory_bytes = max(MIN_KV_BYTES, options.memory_bytes - encoder_bytes)
@@ -191,7 +193,12 @@ def _disk_tier(cache: PrefixCache, options: DiskOptions, wake: Callable[[], obje
     )
 
 
-def _speculator(options: EngineOptions, draft_model: LanguageModel | None) -> Speculator | None:
+def _speculator(options: EngineOptions, model: LanguageModel, draft_model: LanguageModel | None) -> Speculator | None:
     if options.speculation == "off":
         return None
-    return Speculator(options.num_draft_tokens, model=DraftModel(draft_model) if draft_model is not None else None)
+    source: DraftSource | None = None
+    if draft_model is not None:
+        source = DraftModel(draft_model)
+    elif isinstance(model, MtpTextModel):
+        source = MtpDraft(model)
+    return Speculator(options.num_draft_tokens, model=source)

@@ -31,6 +31,8 @@ class _DraftRow:
 class DraftModel:
     """`speculative.DraftSource` over a model with the served one's vocabulary."""
 
+    wants_states = False
+
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._layout = Layout(model.make_cache)
@@ -43,6 +45,9 @@ class DraftModel:
             self._layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
         )
         self._rows: dict[str, _DraftRow] = {}
+
+    def saw(self, row: Sequence, start: int, states: object) -> None:
+        """It computes everything itself."""
 
     def bytes_for(self, num_tokens: int) -> int:
         """Bytes its cache of a row of this many tokens holds."""

@@ -70,6 +70,7 @@ class LaunchedStep:
     """A step on its way: the seats it sampled for, in the order of its tokens.
 
     `drafts`, parallel to `seats`, are guesses of the tokens behind each one's next; empty when nobody has any.
+    `states` [T, D] stand behind the step's tokens, where a head guesses from them; each seat's first is at `positions`.
     """
 
     plan: StepPlan
@@ -77,6 +78,8 @@ class LaunchedStep:
     sampled: SampledBatch | None
     allows_overlap: bool
     drafts: tuple[tuple[int, ...], ...] = ()
+    states: mx.array | None = None
+    positions: tuple[int, ...] = ()
 
 
 class ModelRunner:
@@ -125,6 +128,9 @@ class ModelRunner:
         has_states = any(isinstance(row, RecurrentRow) for row in example.rows)
         self.can_speculate = self.can_group and not is_invariant and not has_states
         self.speculator = speculator if self.can_speculate else None
+        # A model with a head, whose `states` are those of its last call; None where nobody guesses from them.
+        self._headed: Any = model if self.speculator is not None and self.speculator.wants_states else None
+        self._states_of_step: mx.array | None = None
         self._ring = min((row.max_size for row in example.rows if isinstance(row, WindowRow)), default=None)
         self._clock = StepClock()
         self._media = media_cache if media_cache is not None else MediaCache(budget_bytes=256 << 20)
@@ -252,7 +258,10 @@ class ModelRunner:
         overlap = not any(seat.sampling.needs_host_token for seat in seats)
         overlap = overlap and not any(drafts) and not self._expects_drafts(seats, plan)
         asking = tuple(seat for seat in seats if not seat.sequence.is_repeating)
-        self._last = LaunchedStep(plan, asking, sampled, overlap, drafts if any(drafts) else ())
+        # Who repeats does so for --batch-invariant, where nobody guesses: then there are no states.
+        states, self._states_of_step = self._states_of_step, None
+        positions = tuple(seat.sequence.num_computed - 1 for seat in asking)
+        self._last = LaunchedStep(plan, asking, sampled, overlap, drafts if any(drafts) else (), states, positions)
         return self._last
 
     def collect(self, launched: LaunchedStep) -> StepResult:
@@ -262,7 +271,8 @@ class ModelRunner:
         tokens = launched.sampled.collect()
         errors = launched.sampled.row_errors
         results, failures, first, num_kept = [], {}, 0, 0
-        for seat, draft in zip(launched.seats, launched.drafts or ((),) * len(launched.seats), strict=True):
+        all_drafts = launched.drafts or ((),) * len(launched.seats)
+        for seat, position, draft in zip(launched.seats, launched.positions, all_drafts, strict=True):
             last = first + len(draft)
             if (error := errors[first]) is not None:
                 failures[seat.sequence.id] = error
@@ -271,6 +281,7 @@ class ModelRunner:
                 if draft:
                     self._keep_drafts(seat, len(draft), kept)
                     num_kept += kept
+                self._show(seat, position, launched.states, first, first + kept + 1)
                 results.append(_sampled(seat, tokens[first : first + kept + 1]))
             first = last + 1
         elapsed_s = self._clock.lap(launched.plan)
@@ -309,6 +320,8 @@ class ModelRunner:
             arrays = logprobs_at(logits[0], mx.array(following, dtype=mx.uint32), num_logprobs)
             seat.prompt_logprobs.append(arrays)
             mx.async_eval(arrays)
+        if self._headed is not None:
+            self._show(seat, chunk.start, self._headed.states[0], 0, chunk.end - chunk.start)
         mx.async_eval(seat.cache.state)
         self._keep_state(seat, chunk)
 
@@ -325,6 +338,12 @@ class ModelRunner:
         names = [seat.sequence.request.adapter for seat in seats]
         self.model.adapters.use([n for n, c in zip(names, chunks, strict=True) for _ in range(c.end - c.start)])
         self._forward_packed([seat.sequence.tokens for seat in seats], chunks, caches, [seat.state for seat in seats])
+        if self._headed is not None:
+            first = 0
+            for seat, chunk in zip(seats, chunks, strict=True):
+                last = first + chunk.end - chunk.start
+                self._show(seat, chunk.start, self._headed.states[:, 0], first, last)
+                first = last
         mx.async_eval([cache.state for cache in caches])
         for seat, chunk in zip(seats, chunks, strict=True):
             self._keep_state(seat, chunk)
@@ -416,6 +435,12 @@ class ModelRunner:
             self.can_speculate, self.speculator = False, None
         elif num_tokens < NO_RING:
             self._ring = num_tokens
+
+    def _show(self, seat: Seat, start: int, states: mx.array | None, first: int, last: int) -> None:
+        """`states[first:last]` stand behind the seat's tokens from position `start` on."""
+        is_here = self._seats.get(seat.sequence.id) is seat  # it may have ended while its step was on its way
+        if self.speculator is not None and states is not None and is_here:
+            self.speculator.saw(seat.sequence, start, states[first:last])
 
     # ── one decode step ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -512,6 +537,9 @@ class ModelRunner:
             places[indices] = np.arange(len(indices), dtype=np.uint32)
             tokens = tokens[mx.array(places)]
         logits = self.model.decode(tokens[:, None], positions, batch.entries, states)
+        if self._headed is not None:
+            behind = self._headed.states[:, 0]
+            self._states_of_step = behind if is_in_order else behind[mx.array(indices, dtype=mx.uint32)]
         return logits if is_in_order else logits[mx.array(indices, dtype=mx.uint32)]
 
     def _single_logits(self, seats: SequenceOf[Seat]) -> mx.array:

@@ -6,7 +6,7 @@ those that the row's own sampler would have chosen are kept, so the text is what
 
     prompt lookup    the tokens that followed the last few ones before, in prompt or answer (Saxena 2023)
     earlier answers  the same, over the answers of the last finished requests with the same key
-    a draft model    `draft_model.py`
+    a draft model    `draft_model.py`, or a head that the served model itself has: `mtp_draft.py`
 
 A guess is checked against what the row really does next whether it is used or not, so the rate at which guesses hold is
 known before anything is paid for them, and speculation comes back by itself where it begins to pay.
@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -225,7 +225,11 @@ def draft_limits(
 
 
 class DraftSource(Protocol):
-    """A model that guesses. `rate` is how often its tokens were kept lately."""
+    """A model that guesses. `wants_states`: it guesses from what the served model computed, and `saw` shows it that."""
+
+    wants_states: bool
+
+    def saw(self, row: Row, start: int, states: Any) -> None: ...
 
     def draft(self, row: Row, limit: int) -> tuple[int, ...]: ...
 
@@ -306,6 +310,15 @@ class Speculator:
         if num_tokens > num_rows and plain is not None:
             self.counters.saved_s += plain * (num_rows + num_kept) / num_rows - seconds
         self.costs.observe(num_tokens, seconds)
+
+    @property
+    def wants_states(self) -> bool:
+        return self.model is not None and self.model.wants_states
+
+    def saw(self, row: Row, start: int, states: Any) -> None:
+        """What the served model computed behind the row's tokens from `start` on, which stay."""
+        if self.model is not None:
+            self.model.saw(row, start, states)
 
     def close(self, request_id: str) -> None:
         """The row is gone; what it needed is rebuilt from its tokens if it comes back."""

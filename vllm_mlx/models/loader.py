@@ -17,6 +17,7 @@ import mlx_lm.utils
 from ..errors import ModelLoadError
 from .base import LanguageModel
 from .memory import available_memory_bytes
+from .mtp import MtpTextModel, read_head
 from .profile import ModelProfile, read_profile
 from .stack import load_tokenizer, loading, refuse_remote_code, require_tokenizer, with_precision
 from .text import TextModel
@@ -49,10 +50,12 @@ def load(
     memory_limit_bytes: int | None = None,
     unpack_limit_bytes: int | None = None,
     split: Callable[[Any], None] | None = None,
+    with_head: bool = False,
 ) -> LoadedModel:
     """Load the model in folder `path`. `mllm`: True demands encoders, False leaves them out, None goes by metadata.
 
     `split` takes this rank's part of a text model before its weights are read (`sharding.py`).
+    `with_head`: with the checkpoint's head for the token after next, if it has one (`mtp.py`).
     `--dtype auto` makes float32 of the weights on a CPU only if they then take at most `unpack_limit_bytes`.
     """
     profile = read_profile(path)
@@ -78,7 +81,9 @@ def load(
         unpack_limit_bytes=unpack_limit_bytes,
     )
     if not profile.is_multimodal:
-        return _load_text(profile, precision, trust_remote_code=trust_remote_code, split=split)
+        return _load_text(
+            profile, precision, trust_remote_code=trust_remote_code, split=split, with_head=with_head
+        )
     as_text = replace(profile, is_multimodal=False, modalities=frozenset({"text"}))
     if mllm is False or split is not None:
         return _load_text(as_text, precision, trust_remote_code=trust_remote_code, split=split)
@@ -107,15 +112,19 @@ def _load_text(
     *,
     trust_remote_code: bool,
     split: Callable[[Any], None] | None = None,
+    with_head: bool = False,
 ) -> LoadedModel:
+    head = None
     with loading(profile):
         weights, _ = mlx_lm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         if split is not None:
             split(weights)
         apply_precision(weights, precision)
+        if with_head and (head := read_head(weights, profile)) is not None:
+            apply_precision(head, precision)
     profile = with_precision(profile, weights, precision.note)
     tokenizer = load_tokenizer(profile, trust_remote_code=trust_remote_code)
-    model = TextModel(weights, profile)
+    model = TextModel(weights, profile) if head is None else MtpTextModel(weights, profile, head)
     return LoadedModel(model=model, tokenizer=tokenizer, processor=None, profile=model.profile, media=None)
 
 
