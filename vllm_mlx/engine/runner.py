@@ -19,6 +19,7 @@ import numpy as np
 
 from vllm_mlx.engine.constraint import Guide, prepare_guides
 from vllm_mlx.engine.decode_batch import DecodeBatch
+from vllm_mlx.engine.drafted import num_kept_of, sampling_rows, with_drafts
 from vllm_mlx.engine.invariance import Invariance, choose
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import (
@@ -464,7 +465,7 @@ class ModelRunner:
             prepare_guides(guides)
         rows = [seat.sampling for seat in seats]
         if any(drafts):
-            rows = [row for seat, draft in zip(seats, drafts, strict=True) for row in _sampling_rows(seat, draft)]
+            rows = [row for own, draft in zip(rows, drafts, strict=True) for row in sampling_rows(own, draft)]
         sampled = self._sampler.sample(logits, rows)
         mx.async_eval(sampled.arrays(), self._states(everybody), self._keep_states(everybody))
         return sampled
@@ -525,7 +526,7 @@ class ModelRunner:
         adapters = [""] * len(positions)
         tokens = self._tokens(seats)
         if any(drafts):
-            tokens = _with_drafts(tokens, drafts)
+            tokens = with_drafts(tokens, drafts)
         for seat, first, draft in zip(seats, firsts, drafts, strict=True):
             for i in range(first, first + len(draft) + 1):
                 states[i] = seat.state
@@ -578,6 +579,7 @@ class ModelRunner:
         return tokens[position] if position < len(tokens) else None
 
 
+<<<<<<< HEAD
 def _with_drafts(tokens: mx.array, drafts: SequenceOf[tuple[int, ...]]) -> mx.array:
     """int32: each of `tokens`, followed by its drafts."""
     order, place = [], len(drafts)
@@ -595,6 +597,21 @@ def _sampling_rows(seat: Seat, draft: tuple[int, ...]) -> list[SamplingRow]:
     guide = seat.sampling.guide
     masks = guide.masks_after(draft) if guide is not None else [None] * len(draft)
     return [seat.sampling, *(seat.sampling.ahead(i, mask) for i, mask in enumerate(masks, start=1))]
+=======
+class _StepClock:
+    """Seconds from one decode step's tokens to the next one's; None where something else lay between them."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def lap(self, plan: StepPlan) -> float | None:
+        now = time.perf_counter()
+        last, self._last = self._last, None if plan.chunks else now
+        return now - last if last is not None and not plan.chunks else None
+
+    def stop(self) -> None:
+        self._last = None
+>>>>>>> ca11416 (What a step with guesses needs stands in a file of its own)
 
 
 def _sampled(seat: Seat, tokens: SequenceOf[tuple[int, TokenLogprobs | None]]) -> Sampled:
