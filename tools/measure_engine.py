@@ -24,7 +24,7 @@ blas.load()  # before MLX
 
 from vllm_mlx.bench.main import default_folder  # noqa: E402
 from vllm_mlx.bench.model import build  # noqa: E402
-from vllm_mlx.engine import runner as runner_module  # noqa: E402
+from vllm_mlx.engine import speculative  # noqa: E402
 from vllm_mlx.engine.assembly import EngineOptions, build_engine  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request  # noqa: E402
 from vllm_mlx.engine.step import EngineStatus, TokenEvent  # noqa: E402
@@ -75,7 +75,7 @@ def compare(plain: Subject, better: Subject, prompts: Sequence[Sequence[int]], n
 
 
 def main(parts: Sequence[str]) -> None:
-    runner_module.time = ProcessorClock  # type: ignore[assignment]
+    speculative.time = ProcessorClock  # type: ignore[assignment]
     model = load(build(default_folder(), "30m")).model
     rng = random.Random(0)
 

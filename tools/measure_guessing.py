@@ -33,7 +33,7 @@ from tools.scripted_model import ScriptedModel  # noqa: E402
 from vllm_mlx.bench.main import default_folder  # noqa: E402
 from vllm_mlx.bench.model import VOCAB, build  # noqa: E402
 from vllm_mlx.bench.report import Number, Report  # noqa: E402
-from vllm_mlx.engine import runner as runner_module  # noqa: E402
+from vllm_mlx.engine import speculative  # noqa: E402
 from vllm_mlx.engine.assembly import EngineOptions, build_engine  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request  # noqa: E402
 from vllm_mlx.engine.step import EngineStatus, TokenEvent  # noqa: E402
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser.parse_args(list(argv)).works or list(WORKS)
     if unknown := [name for name in chosen if name not in WORKS]:
         parser.error(f"there is no work {unknown[0]!r}; choose of {', '.join(WORKS)}")
-    runner_module.time = ProcessorClock  # type: ignore[assignment]
+    speculative.time = ProcessorClock  # type: ignore[assignment]
     model = ScriptedModel(load(build(default_folder(), "30m")).model)
     report = Report(numbers=[measure(model, name, rows) for name in chosen for rows in WORKS[name][1]])
     report.show(Console(width=None if sys.stdout.isatty() else 150))

@@ -1,4 +1,4 @@
-"""A step with guesses in it: its tokens, the rows that sample behind each, how many guesses held. MLX thread only."""
+"""A step with guesses in it: its tokens, and the rows that sample behind each. MLX thread only."""
 
 from __future__ import annotations
 
@@ -26,11 +26,3 @@ def sampling_rows(row: SamplingRow, draft: tuple[int, ...]) -> list[SamplingRow]
     guide = row.guide
     masks = guide.masks_after(draft) if guide is not None else [None] * len(draft)
     return [row, *(row.ahead(i, mask) for i, mask in enumerate(masks, start=1))]
-
-
-def num_kept_of(draft: tuple[int, ...], tokens: SequenceOf[int], errors: SequenceOf[str | None]) -> int:
-    """Drafted tokens that are what the row sampled in their places, each from sound logits."""
-    for i, guess in enumerate(draft):
-        if tokens[i] != guess or errors[i + 1] is not None:
-            return i
-    return len(draft)

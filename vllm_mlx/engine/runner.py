@@ -19,7 +19,7 @@ import numpy as np
 
 from vllm_mlx.engine.constraint import Guide, prepare_guides
 from vllm_mlx.engine.decode_batch import DecodeBatch
-from vllm_mlx.engine.drafted import num_kept_of, sampling_rows, with_drafts
+from vllm_mlx.engine.drafted import sampling_rows, with_drafts
 from vllm_mlx.engine.invariance import Invariance, choose
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
 from vllm_mlx.engine.kv_cache import (
@@ -577,41 +577,6 @@ class ModelRunner:
         position = seat.sequence.num_computed - 1
         tokens = seat.sequence.tokens
         return tokens[position] if position < len(tokens) else None
-
-
-<<<<<<< HEAD
-def _with_drafts(tokens: mx.array, drafts: SequenceOf[tuple[int, ...]]) -> mx.array:
-    """int32: each of `tokens`, followed by its drafts."""
-    order, place = [], len(drafts)
-    for i, draft in enumerate(drafts):
-        order += [i, *range(place, place + len(draft))]
-        place += len(draft)
-    guesses = mx.array([token for draft in drafts for token in draft], dtype=mx.int32)
-    return mx.concatenate([tokens, guesses])[mx.array(order, dtype=mx.uint32)]
-
-
-def _sampling_rows(seat: Seat, draft: tuple[int, ...]) -> list[SamplingRow]:
-    """The seat's own row, and the row as it will be behind each drafted token."""
-    if not draft:
-        return [seat.sampling]
-    guide = seat.sampling.guide
-    masks = guide.masks_after(draft) if guide is not None else [None] * len(draft)
-    return [seat.sampling, *(seat.sampling.ahead(i, mask) for i, mask in enumerate(masks, start=1))]
-=======
-class _StepClock:
-    """Seconds from one decode step's tokens to the next one's; None where something else lay between them."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-
-    def lap(self, plan: StepPlan) -> float | None:
-        now = time.perf_counter()
-        last, self._last = self._last, None if plan.chunks else now
-        return now - last if last is not None and not plan.chunks else None
-
-    def stop(self) -> None:
-        self._last = None
->>>>>>> ca11416 (What a step with guesses needs stands in a file of its own)
 
 
 def _sampled(seat: Seat, tokens: SequenceOf[tuple[int, TokenLogprobs | None]]) -> Sampled:
