@@ -38,7 +38,7 @@ from vllm_mlx.engine.logits import logprobs_at
 from vllm_mlx.engine.media_cache import MediaCache
 from vllm_mlx.engine.packing import CPU_LIMITS, PackLimits, pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease
-from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow
+from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow, read_logprobs
 from vllm_mlx.engine.sequence import Sequence
 from vllm_mlx.engine.speculative import Speculator, StepClock, num_kept_of
 from vllm_mlx.engine.step import Chunk, Sampled, StepPlan, StepResult, TokenLogprobs
@@ -591,11 +591,6 @@ def _sampled(seat: Seat, tokens: SequenceOf[tuple[int, TokenLogprobs | None]]) -
 def _read_prompt_logprobs(seat: Seat) -> tuple[TokenLogprobs, ...]:
     """For each prompt token but the first, once: with the sequence's first token."""
     chunks, seat.prompt_logprobs = seat.prompt_logprobs, []
-    prompt = seat.sequence.request.prompt.token_ids
     if not chunks or seat.sequence.num_completion_tokens:
         return ()
-    read: list[TokenLogprobs] = []
-    for arrays in chunks:
-        for logprob, values, ids in zip(*(np.array(a).tolist() for a in arrays), strict=True):
-            read.append(TokenLogprobs(prompt[len(read) + 1], logprob, tuple(zip(ids, values, strict=True))))
-    return tuple(read)
+    return read_logprobs(seat.sequence.request.prompt.token_ids[1:], chunks)

@@ -327,3 +327,14 @@ def _only_allows(mask: np.ndarray | None, token_ids: Sequence[int]) -> bool:
         if token // 32 < left.size:
             left[token // 32] &= ~np.uint32(1 << (token % 32))
     return not left.any()
+
+
+def read_logprobs(
+    token_ids: Sequence[int], chunks: Sequence[tuple[mx.array, mx.array, mx.array]]
+) -> tuple[TokenLogprobs, ...]:
+    """Wait for what `logprobs_at` made, chunk by chunk, of tokens that were given and not sampled."""
+    read: list[TokenLogprobs] = []
+    for arrays in chunks:
+        for logprob, values, ids in zip(*(np.array(a).tolist() for a in arrays), strict=True):
+            read.append(TokenLogprobs(token_ids[len(read)], logprob, tuple(zip(ids, values, strict=True))))
+    return tuple(read)
