@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from vllm_mlx.commands.run import FIELDS, sampling
 from vllm_mlx.commands.talk import Numbers, Partner, find_partner, user_message
+from vllm_mlx.commands.wrap import Wrapper
 from vllm_mlx.errors import VllmMlxError
 
 HELP = """\
@@ -30,7 +31,7 @@ HELP = """\
 [bold]/save FILE[/]       write the conversation as OpenAI messages (JSON)
 [bold]/stats[/]           numbers of the last answer
 [bold]/quit[/]            leave (or Ctrl-D); Ctrl-C ends an answer
-A line that ends with \\\\ goes on in the next one."""
+A line that ends with \\ goes on in the next one."""
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -123,7 +124,13 @@ class Chat:
         body = {**self._options, "messages": [*system, *self._messages]}
         task = asyncio.current_task()
         assert task is not None
-        text, was_reasoning, is_complete = "", False, False
+        text, is_complete = "", False
+        style: str | None = None
+        wrapper = Wrapper(self._console.width)
+
+        def show(words: str) -> None:
+            self._console.print(words, style=style, end="", markup=False, soft_wrap=True)
+
         try:
             with _interrupts(task):
                 async with aclosing(self._partner.answer(body)) as pieces:
@@ -131,14 +138,16 @@ class Chat:
                         if isinstance(piece, Numbers):
                             self._numbers, is_complete = piece, True
                             continue
-                        if was_reasoning and not piece.is_reasoning:
-                            self._console.print("\n")
-                        was_reasoning = piece.is_reasoning
-                        text += "" if piece.is_reasoning else piece.text
+                        if style and not piece.is_reasoning:
+                            show(wrapper.feed("\n\n"))
                         style = "dim" if piece.is_reasoning else None
-                        self._console.print(piece.text, style=style, end="", markup=False, soft_wrap=True)
+                        text += "" if piece.is_reasoning else piece.text
+                        show(wrapper.feed(piece.text) if self._console.is_terminal else piece.text)
+            show(wrapper.end())
         except asyncio.CancelledError:  # Ctrl-C: the answer ends, the conversation goes on
             task.uncancel()
+            show(wrapper.end())
+            self._numbers = None
             self._console.print(" [dim](stopped)[/]", end="")
         except VllmMlxError:
             if not text:
@@ -211,4 +220,4 @@ class Chat:
         self._console.print(f"[dim]written to {escape(str(path))}[/]")
 
     def _stats(self, rest: str) -> None:
-        self._console.print(f"[dim]{self._numbers or 'There was no answer yet.'}[/]")
+        self._console.print(f"[dim]{self._numbers or 'There is no complete answer yet.'}[/]")
