@@ -30,7 +30,7 @@ from tests.ui.stand_in import StandIn
 FOLDER = Path(__file__).parents[1] / "docs/images"
 WIDE, PHONE = (1200, 800), (390, 780)
 STORY = "Write a short story about a lighthouse"
-WORK_S = 100  # that the dashboard's server is at work before it is shown
+WORK_S = 75  # that the dashboard's server is at work before it is shown
 
 
 class Studio:
@@ -130,10 +130,11 @@ async def json_schema(studio: Studio) -> None:
     page = await studio.open()
     await page.click("#json")
     await page.fill("#schema", """\
-{"type": "object", "properties": {"name": {"type": "string", "maxLength": 12},
-  "age": {"type": "integer", "minimum": 0, "maximum": 120}, "is_adult": {"type": "boolean"}},
-  "required": ["name", "age", "is_adult"], "additionalProperties": false}""")
-    await studio.ask(page, "Anna is 31.")
+{"type": "object", "properties": {
+  "age": {"type": "integer", "minimum": 0, "maximum": 120},
+  "city": {"enum": ["Oslo", "Paris", "Rome"]}, "is_adult": {"type": "boolean"}},
+  "required": ["age", "city", "is_adult"], "additionalProperties": false}""")
+    await studio.ask(page, "Anna is 31 and lives in Rome.")
     await studio.shoot(page, "chat-json")
 
 

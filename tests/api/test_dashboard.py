@@ -50,6 +50,14 @@ async def test_a_tick_has_only_what_finished_since_the_last_one():
         await events.aclose()
 
 
+async def test_a_probe_that_is_told_not_yet_is_no_problem():
+    context = make_context(phase=Phase.LOADING)
+    async with client_for(context) as client:
+        assert (await client.get("/health")).status_code == 503
+        assert (await client.get("/v1/nowhere")).status_code == 404
+    assert [problem.source for problem in context.journal.problems] == ["HTTP 404: GET /v1/nowhere"]
+
+
 async def test_the_stream_ends_when_the_server_drains():
     context = make_context(phase=Phase.DRAINING)
     assert [json.loads(data.split(b"data: ", 1)[1])["event"] async for data in dashboard.events(context)] == [

@@ -253,6 +253,8 @@ async def test_a_server_that_dies_in_an_answer_is_said_and_found_again_when_it_i
     await ask(page, "Reply with pong")
     await expect(page.locator("#notice")).to_contain_text("The server cannot be reached")
     await expect(page.locator("#text")).to_have_value("Reply with pong")
+    drawn = "[...document.querySelectorAll('button use')].filter(u => u.checkVisibility()).map(u => u.getBBox().width)"
+    assert all(await page.evaluate(drawn))  # also the drawings that were not needed before
     locked_server.start_again()
     await locked_server.until_ready()
     await expect(page.locator("#model")).to_have_attribute("data-state", "ready")

@@ -82,7 +82,7 @@ def test_the_calculator_computes_and_says_what_it_cannot_read(tmp_path):
     given = ["2+3*4", "-2^2", "(1+2)*sqrt(16)", "1/0", "process.exit()"]
     call = "JSON.parse(m.runTool('calculate', JSON.stringify({expression: e})))"
     results = js(tmp_path, "tools.js", f"{json.dumps(given)}.map(e => {call})")
-    assert [r.get("result") for r in results] == [14, -4, 12, None, None]
+    assert results[:3] == [14, -4, 12]
     assert all("error" in r for r in results[3:])
 
 

@@ -70,7 +70,8 @@ class RequestScope:
         self._metrics.http_answers.labels(method=scope["method"], route=route, status=str(status)).inc()
         state = scope.get("state", {})
         path, error = _printable(scope["path"]), state.get("error", "")
-        if status >= 400:
+        is_not_yet = status == 503 and path.startswith("/health")  # what a probe asks for while the model loads
+        if status >= 400 and not is_not_yet:
             self._journal.add_problem(f"HTTP {status}: {scope['method']} {path}", error, request_id)
         # A generation has a line of its own at its end (observability/journal.py), which says more.
         is_quiet = scope["path"] in _QUIET_PATHS or scope["path"].startswith("/ui/") or (

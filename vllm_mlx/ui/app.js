@@ -235,7 +235,7 @@ async function connect() {
       answered.model_loaded ? [kinds.length ? `text + ${kinds.join(" + ")}` : "text", facts.quantization, answered.limits.effective_context_tokens && `${Math.round(answered.limits.effective_context_tokens / 1024)}k context`].filter(Boolean).join(" · ") : "");
     if (answered.model_loaded) drawEmpty(); else polling = setTimeout(connect, 1500);
   } catch (error) {
-    if (error.status === 401) { setModel("locked", "An API key is needed", ""); $("key-button").hidden = false; askKey(key.get() ? error.message : ""); return; }
+    if (error.status === 401) { setModel("locked", "An API key is needed", ""); $("empty-about").textContent = "This server needs a key first."; $("key-button").hidden = false; askKey(key.get() ? error.message : ""); return; }
     setModel("gone", error.status ? error.message : "The server cannot be reached", "");
     polling = setTimeout(connect, document.hidden ? 15000 : 3000);
   }

@@ -5,6 +5,7 @@ import { $, h, iconButton, startTheme } from "./dom.js";
 import { Plot } from "./plot.js";
 
 const NUM_FINISHED = 8;
+const NUM_LATELY = 3;
 const NUM_PROBLEMS = 50;
 
 const round = (value) => (value >= 100 ? count(Math.round(value)) : value >= 10 ? value.toFixed(0) : value.toFixed(1));
@@ -12,11 +13,11 @@ const seconds = (value) => duration(value * 1000);
 const plots = {
   generated: new Plot("Generated tokens/s", [{ label: "tokens/s", kind: "line" }], round),
   read: new Plot("Prompt tokens/s", [{ label: "all", kind: "line" }, { label: "from cache", kind: "line" }], round),
-  latency: new Plot("Latency of each request", [{ label: "first token", kind: "dots" }, { label: "whole answer", kind: "dots" }], seconds),
+  latency: new Plot("Latency", [{ label: "first token", kind: "dots" }, { label: "whole answer", kind: "dots" }], seconds),
 };
 let finished = [];
 let problems = [];
-let before = null;
+let lately = []; // the last ticks; speeds are means over them, since an engine's steps are longer than some ticks
 let facts = null;
 
 // ── the stream ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -33,8 +34,8 @@ const handlers = {
   health(event) { facts = event; drawFacts(); },
   tick(event) {
     take(event);
-    drawTick(event);
-    before = event;
+    drawTick(event, lately[0]);
+    lately = [...lately, event].slice(-NUM_LATELY);
   },
 };
 
@@ -59,7 +60,7 @@ async function connect() {
   try {
     const response = await request("/v1/dashboard", { signal: controller.signal });
     $("keybox").hidden = true;
-    before = null;
+    lately = [];
     for await (const batch of readEvents(response.body)) for (const event of batch) handlers[event.event]?.(event);
     throw new Error("The stream ended.");
   } catch (error) {
@@ -95,7 +96,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? stream?.a
 
 // ── every second ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-function drawTick(tick) {
+function drawTick(tick, before) {
   document.body.classList.remove("stale");
   const isWell = tick.status === "running";
   say(isWell ? "good" : tick.status === "loading" ? "warn" : "bad", [tick.model ?? "no model", tick.status, `up ${uptime(tick.uptime_s)}`].join(" · "));
@@ -112,7 +113,7 @@ function drawTick(tick) {
   tiles([
     ["Generating", round(generated), "tokens/s"],
     ["Reading", round(read), "prompt tokens/s"],
-    ["Requests", count(tick.num_running), tick.num_waiting ? `and ${tick.num_waiting} waiting` : "running, none waiting"],
+    ["Requests", count(tick.num_running), tick.num_waiting ? `and ${tick.num_waiting} waiting` : "none waiting"],
     ["Batch", count(tick.batch_rows), `rows of at most ${rowLimit()}`],
     ["From cache", share === null ? "–" : `${Math.round(100 * share)} %`, "of all prompt tokens"],
     ["Memory", memory.utilization_pct == null ? "–" : `${Math.round(memory.utilization_pct)} %`, memory.pressure && memory.pressure !== "unknown" ? `pressure ${memory.pressure}` : "not measured yet"],
@@ -183,8 +184,8 @@ function drawMemory(memory) {
     ["Pressure", memory.pressure === "unknown" ? "not measured yet" : `${memory.pressure}, ${memory.trend}`],
     ["At the limit", { warn: "warn", "reduce-context": "lower the context of new requests", "reject-new": "refuse new requests" }[memory.action] ?? memory.action],
     ["Times over the warning, the limit", `${memory.times_elevated ?? 0}, ${memory.times_critical ?? 0}`],
-    ["Weights", memory.weights_gb == null ? null : `${memory.weights_gb} GiB`],
-    [`On the device (${memory.backend})`, memory.active_gb == null ? null : `${memory.active_gb} GiB, peak ${memory.peak_gb} GiB`],
+    ["Weights", memory.weights_gb == null ? null : gib(memory.weights_gb * 2 ** 30)],
+    [`On the device (${memory.backend})`, memory.active_gb == null ? null : `${gib(memory.active_gb * 2 ** 30)}, peak ${gib(memory.peak_gb * 2 ** 30)}`],
   ].filter(([, value]) => value !== null && value !== undefined);
   redraw(box, [
     used == null ? null : meter("Used", memory.process_bytes ? `${gib(memory.process_bytes)} of ${gib(memory.process_capacity_bytes)}` : `${used} %`, used / 100, level, [memory.warn_threshold_pct, memory.limit_threshold_pct]),
@@ -202,6 +203,7 @@ function drawCache(tick) {
       ["Requests that found a prefix", cache.hit_rate === null ? "–" : `${Math.round(100 * cache.hit_rate)} % (${count(cache.num_hits)} of ${count(cache.num_hits + cache.num_misses)})`],
       ["Prompt tokens not computed again", `${count(cache.num_cached_tokens)} of ${count(cache.num_prompt_tokens)}`],
       ["Evictions, preemptions", `${count(cache.num_evictions)}, ${count(tick.num_preemptions)}`],
+      ...(cache.disk ? [["On disk, tokens read from there", cache.disk.fault ?? `${gib(cache.disk.bytes)}, ${count(cache.disk.num_restored_tokens)}`]] : []),
     ]),
     reasons.length ? h("h3", {}, "Where reuse ended") : null,
     reasons.length ? h("ul", { class: "reasons" }, ...reasons.map(([reason, times]) => h("li", {}, h("span", {}, reason), h("span", {}, count(times))))) : null,
@@ -261,7 +263,7 @@ function drawFacts() {
   redraw($("can"), [
     list([
       ["Model", can.model_name ?? "loading"],
-      ["Kind", [model.architecture_type ?? model.model_type, model.quantization ?? model.dtype].filter(Boolean).join(", ") || "–"],
+      ["Kind", [model.model_type ?? model.architecture_type, model.quantization ?? model.dtype].filter(Boolean).join(", ") || "–"],
       ["Context", limits.effective_context_tokens ? `${count(limits.effective_context_tokens)} tokens` + (limits.max_context_tokens > limits.effective_context_tokens ? ` (the model: ${count(limits.max_context_tokens)})` : "") : "–"],
       ["Rows at once, requests that may wait", `${count(limits.max_num_seqs)}, ${count(limits.max_queue)}`],
       ["Time limit, body limit", `${count(limits.default_timeout_seconds)} s, ${gib(limits.max_body_bytes)}`],

@@ -16,13 +16,20 @@ export function h(tag, attrs = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** The drawings become part of the page: one that is first needed when the server is gone must be there. */
+fetch("/ui/icons.svg").then((response) => response.text()).then((text) => {
+  const sprite = document.importNode(new DOMParser().parseFromString(text, "image/svg+xml").documentElement, true);
+  sprite.setAttribute("hidden", "");
+  document.body.append(sprite);
+});
+
 /** A drawing of the page's sprite, hidden from screen readers: the button around it has the words. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "icon");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `/ui/icons.svg#${name}`);
+  use.setAttribute("href", `#icon-${name}`);
   svg.append(use);
   return svg;
 }

@@ -99,15 +99,15 @@ function callCard(call) {
     h("header", {}, icon(call.name === "get_time" ? "clock" : "tool"), h("strong", {}, tool?.label ?? call.name), h("code", {}, call.name), h("span", { class: "state" }, state)),
     h("dl", {}, ...Object.entries(pairs(call.arguments)).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, plain(value))])),
     call.result === undefined ? null : h("div", { class: "result" }, h("span", { class: "label" }, "Result"), h("dl", {},
-      ...Object.entries(pairs(call.result)).flatMap(([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, plain(value))]))));
+      ...Object.entries(pairs(call.result, "result")).flatMap(([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, plain(value))]))));
 }
 
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
-function pairs(text) {
+function pairs(text, one = "value") {
   try {
     const value = JSON.parse(text || "{}");
-    return value && typeof value === "object" ? value : { value };
+    return value && typeof value === "object" ? value : { [one]: value };
   } catch {
     return { "": text }; // still being written
   }

@@ -1,7 +1,8 @@
 // A small plot over the last minutes on a canvas: lines or dots, a quiet grid, and the value under the pointer.
 import { h } from "./dom.js";
 
-const MIN_S = 60, MAX_S = 300; // a plot that has just begun shows one minute, later five
+const SPANS_S = [60, 120, 300]; // a plot that has just begun shows a minute, later five
+const MAX_S = SPANS_S.at(-1);
 
 export class Plot {
   /** `series` is [{label, kind: "line" | "dots"}], at most two; `format` makes a number readable. */
@@ -37,7 +38,7 @@ export class Plot {
     c.clearRect(0, 0, width, height);
     const top = 18, bottom = height - 18, left = 0, right = width - 1;
     const oldest = Math.min(now, ...this.series.map((one) => one.points[0]?.[0] ?? now));
-    const span = now - oldest > MIN_S ? MAX_S : MIN_S;
+    const span = SPANS_S.find((seconds) => now - oldest <= seconds) ?? MAX_S;
     const peak = ceiling(Math.max(...this.series.flatMap((one) => one.points.map(([, value]) => value)), 0));
     const x = (time) => right - ((now - time) / span) * (right - left);
     const y = (value) => bottom - (value / peak) * (bottom - top);

@@ -11,7 +11,7 @@ export const TOOLS = {
     label: "Calculator",
     description: "Compute an arithmetic expression.",
     parameters: { type: "object", properties: { expression: { type: "string", description: "For example (2 + 3) * 4 ^ 2 or sqrt(2)." } }, required: ["expression"] },
-    run: ({ expression }) => ({ result: calculate(expression) }),
+    run: ({ expression }) => calculate(expression),
   },
 };
 
