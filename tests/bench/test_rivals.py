@@ -93,8 +93,8 @@ class Rival:
 
 
 async def test_all_sides_are_asked_the_same_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def churn(model: str) -> dict[str, list[float]]:
-        return {"join": [0.01], "leave": [0.2]}
+    async def churn(model: str) -> dict[str, float]:
+        return {"join": 0.01, "leave": 0.2}
 
     monkeypatch.setattr("vllm_mlx.bench.speed.measure_churn", churn)
     targets = {name: Rival(name) for name in ("vllm-mlx", A, B, "mlx-vlm 1, as installed")}
@@ -126,8 +126,10 @@ async def test_while_one_is_measured_the_others_do_not_run() -> None:
         await process.wait()
 
 
-def test_what_an_event_costs_is_the_time_beyond_settled_steps() -> None:
-    assert excess([3.0, 2.0, 2.0], [2.0, 2.0, 9.0]) == pytest.approx(0.5)
+def test_what_an_event_costs_is_the_time_beyond_settled_steps_hiccups_left_out() -> None:
+    one, hiccup = ([3.0, 2.0], [2.0, 2.0, 9.0]), ([3.0, 80.0], [2.0, 2.0, 2.0])
+    assert excess([one, one, hiccup]) == pytest.approx(0.5)
+    assert excess([([2.0, 2.0], [2.0, 2.0])]) == 0
 
 
 def test_a_rival_sees_nothing_of_our_package() -> None:

@@ -1,8 +1,10 @@
 """What a row that joins or leaves costs the others, in steps: `python -m vllm_mlx.bench.churn MODEL [ROWS] [PROMPT]`.
 
-The engine alone, many rows decoding. A prompt is computed, and its row joins; later another row leaves. The cost is the
-time of the steps after that beyond as many steps of the same number of rows once all has settled: copies, rows in
-groups of their own, all of it. Computing the prompt itself is not counted. Prints JSON; a process of its own.
+The engine alone, many rows decoding. A prompt is computed, and its row joins; later another row leaves; and so on. The
+cost is the time of the next steps beyond the steps after those, which have the same rows: copying keys and values,
+building buffers, first uses of a shape. Computing the prompt itself is not counted, nor is that a row may stand in a
+group of its own for a while. Of each of the next steps the median over all events counts, so that a hiccup of the
+machine does not. Prints JSON; a process of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from collections.abc import Sequence
 from vllm_mlx import blas
 from vllm_mlx.errors import VllmMlxError
 
-NUM_EVENTS = 11
-# Groups are merged within a few steps; after that nothing is left to pay.
-AFTER, SETTLED = 12, 12
+NUM_EVENTS = 40
+# What an event costs is paid within a few steps.
+AFTER, SETTLED = 6, 6
 
 
-async def measure_churn(model: str) -> dict[str, list[float]]:
-    """Shares of a step that each `join` and each `leave` cost, in a child process."""
+async def measure_churn(model: str) -> dict[str, float]:
+    """Shares of a step that a `join` and a `leave` cost, in a child process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "vllm_mlx.bench.churn", model, stdout=asyncio.subprocess.PIPE
     )
@@ -73,10 +75,10 @@ class Crowd:
         return times
 
 
-def excess(after: Sequence[float], settled: Sequence[float]) -> float:
-    """Time of the steps after an event beyond as many settled ones, as a share of one of these."""
-    step = statistics.median(settled)
-    return (sum(after) - len(after) * step) / step
+def excess(events: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """What an event costs, as a share of a step. Each event: times of the steps after it, and of settled ones."""
+    shares = [[t / statistics.median(settled) - 1 for t in after] for after, settled in events]
+    return sum(statistics.median(place) for place in zip(*shares, strict=True))
 
 
 def main(folder: str, num_rows: int = 16, num_prompt: int = 64) -> None:
@@ -85,12 +87,12 @@ def main(folder: str, num_rows: int = 16, num_prompt: int = 64) -> None:
     for _ in range(num_rows):
         crowd.grow()
     crowd.steps(AFTER + SETTLED)
-    costs: dict[str, list[float]] = {"join": [], "leave": []}
+    events: dict[str, list[tuple[list[float], list[float]]]] = {"join": [], "leave": []}
     for _ in range(NUM_EVENTS):
         for name, happen in (("join", crowd.grow), ("leave", crowd.shrink)):
             happen()
-            costs[name].append(excess(crowd.steps(AFTER), crowd.steps(SETTLED)))
-    print(json.dumps(costs))
+            events[name].append((crowd.steps(AFTER), crowd.steps(SETTLED)))
+    print(json.dumps({name: excess(found) for name, found in events.items()}))
 
 
 if __name__ == "__main__":

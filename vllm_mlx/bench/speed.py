@@ -79,8 +79,8 @@ async def measure_speed(targets: Mapping[str, Target], report: Report, *, model:
     with alone(None, targets.values()):
         churn = await measure_churn(model)
     for name, what in (("join", "joins"), ("leave", "leaves")):
-        shares = [100 * share for share in churn[name]]
-        report.numbers.append(_median(f"a row that {what} 16 others, of a step", shares, 5, at_least=False, unit=" %"))
+        share = 100 * churn[name]
+        report.numbers.append(Number(f"a row that {what} 16 others, of a step", share, 5, at_least=False, unit=" %"))
 
 
 def _takes_part(name: str, case: Case, round_number: int) -> bool:
