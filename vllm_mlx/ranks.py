@@ -126,7 +126,8 @@ class Lead:
             threading.Thread(target=self._watch, args=(hello.rank, connection), daemon=True).start()
         for connection in self._connections:
             connection.send(welcome)
-        threading.Thread(target=self._watch_time, daemon=True).start()
+        for work in (self._beat, self._watch_time):
+            threading.Thread(target=work, daemon=True).start()
 
     def lead(self, runner: ModelRunner) -> LeadRunner:
         """The runner that the others follow, which guesses no more than their layers can take back."""
@@ -171,14 +172,16 @@ class Lead:
             why = f"its connection broke ({error.strerror or error})"
         self.lost(f"rank {rank} is lost: {why}")
 
+    def _beat(self) -> None:
+        """A thread of its own, since a rank that is stuck may not take what is sent to it."""
+        while self._why is None and not self.closes:
+            with contextlib.suppress(OSError):  # `_watch` hears of it too
+                self._send_all(None)
+            time.sleep(self._beat_s)
+
     def _watch_time(self) -> None:
-        beaten = 0.0
         while self._why is None and not self.closes:
             time.sleep(0.2)
-            if time.monotonic() - beaten > self._beat_s:
-                beaten = time.monotonic()
-                with contextlib.suppress(OSError):  # who reads there hears of it too
-                    self._send_all(None)
             began = self._step_began
             if began is not None and time.monotonic() - began > self._step_timeout_s:
                 self.lost(f"a step has taken longer than {self._step_timeout_s:g} s: a rank is stuck")
