@@ -65,6 +65,7 @@ async def test_reasoning_is_in_a_fold_with_its_time_and_only_when_switched_on(de
     await ask(page, "What is 2 + 3?")
     await done(page, 2)
     await expect(page.locator(".fold:visible")).to_have_count(1)
+    await expect(page.locator(".fold[open]")).to_have_count(1)  # what somebody opened stays open
 
 
 async def test_the_model_calls_the_clock_and_the_calculator_and_answers_from_what_they_say(demo):

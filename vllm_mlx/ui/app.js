@@ -9,7 +9,7 @@ import { startPanel } from "./panel.js";
 import { Sidebar } from "./sidebar.js";
 import { readSettings, Store, writeSettings } from "./store.js";
 import { definitions, runTool } from "./tools.js";
-import { add, answerTurn, newConversation, newStep, path, remove, select, userTurn } from "./tree.js";
+import { add, answerTurn, newConversation, newStep, path, remove, select, siblings, userTurn } from "./tree.js";
 
 const MAX_ROUNDS = 8; // of tool calls in one answer
 const UNFINISHED = "unfinished"; // where an answer waits for the page to come back
@@ -23,6 +23,7 @@ let server = null; // what /v1/capabilities said
 let running = null; // {controller, conversation, turn}
 let isLeaving = false; // the browser breaks off what runs; what was stored says so when the page is opened again
 let answerView = null;
+let drawn = new Map(); // turn id: the turn, its view, and between which versions it stands
 
 const changed = () => writeSettings(settings);
 const composer = new Composer(settings, { send, stop, changed });
@@ -303,15 +304,26 @@ const follow = {
   },
 };
 
+/** Shows the path. Turns that were there stay as they are (long ones take long to draw, folds stay open); only their
+ *  arrows between versions may be new. */
 function draw({ toEnd = false } = {}) {
   const turns = path(current);
-  answerView = null;
-  $("log").replaceChildren(...turns.map((turn) => {
-    if (turn.role === "user") return userView(current, turn, turnEvents);
-    const view = new AnswerView(current, turn, turnEvents);
-    if (turn === running?.turn) answerView = view;
-    return view.el;
+  const before = drawn;
+  drawn = new Map(turns.map((turn) => {
+    const versions = siblings(current, turn).map((one) => one.id).join();
+    const known = before.get(turn.id);
+    if (known?.turn === turn && known.versions === versions && turn.state !== "running") return [turn.id, known];
+    if (turn.role === "user") return [turn.id, { turn, versions, el: userView(current, turn, turnEvents) }];
+    const view = known?.turn === turn ? known.view : new AnswerView(current, turn, turnEvents);
+    if (known?.turn === turn && turn.state !== "running") view.finish();
+    return [turn.id, { turn, versions, view, el: view.el }];
   }));
+  answerView = drawn.get(running?.turn.id)?.view ?? null;
+  const elements = [...drawn.values()].map((one) => one.el);
+  const log = $("log");
+  const same = elements.findIndex((el, i) => el !== log.children[i]);
+  while (log.children.length > (same < 0 ? elements.length : same)) log.lastChild.remove();
+  if (same >= 0) log.append(...elements.slice(same));
   $("empty").hidden = turns.length > 0;
   document.title = current.title ? `${current.title} · vllm-mlx` : "vllm-mlx";
   if (toEnd) follow.isOn = true;
