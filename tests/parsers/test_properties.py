@@ -4,6 +4,7 @@ the text is cut."""
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +64,7 @@ COMMON_PIECES = (
 )
 
 
+@cache
 def transcripts_of(tool_format: str) -> list[str]:
     tool = discover.find_tool_format(tool_format)
     own = [case.text for case in CASES if discover.find_tool_format(case.format) is tool]
