@@ -12,6 +12,8 @@ STAMP := $(VENV)/.installed$(if $(MLX),-$(MLX))
 MODEL ?=
 ARGS ?=
 TESTS ?= tests
+# Test files that run side by side; 0 for all in one process, as a debugger wants it.
+WORKERS ?= 2
 
 # The newest Python that is new enough. One that does not start (a version manager's shim, say) is passed over.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
@@ -55,7 +57,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 # Ten thousand seeds of the scheduler on a fake model; `make sim SEEDS=17` runs one with a full traceback.
 SEEDS ?=
