@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,13 +41,17 @@ QUIET_TIMEOUT_S = 30.0
 
 @dataclass
 class Soak:
-    """One run against one server. `problems` are sentences; empty means that all held."""
+    """One run against one server. `problems` are sentences; empty means that all held.
+
+    `enough`: counts at which the streams end before their time.
+    """
 
     endpoint: Endpoint
     num_streams: int
     seconds: float
     seed: int = 1
     log: Path | None = None
+    enough: Mapping[str, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -77,9 +81,13 @@ class Soak:
 
     async def _stream(self, number: int, until: float) -> None:
         rng = random.Random(self.seed * 1000 + number)
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._has_enough:
             leave_after_s = rng.expovariate(1.5) if rng.random() < LEAVE_SHARE else None
             await self._ask(self._body(rng, rng.choice(self._prompts)), leave_after_s)
+
+    @property
+    def _has_enough(self) -> bool:
+        return bool(self.enough) and all(self.counts[name] >= count for name, count in self.enough.items())
 
     def _body(self, rng: random.Random, prompt: str) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
@@ -210,19 +218,19 @@ def _active_bytes(state: dict[str, Any]) -> float:
 
 async def soak(
     *, minutes: float, num_streams: int = 64, url: str | None = None, size: str = "30m", seed: int = 1,
-    folder: Path | None = None, server_flags: Sequence[str] = (),
+    folder: Path | None = None, server_flags: Sequence[str] = (), enough: Mapping[str, int] | None = None,
 ) -> Soak:  # fmt: skip
     """Run and return the finished soak; a server is started when no URL is given."""
     async with AsyncExitStack() as stack:
         if url is not None:
-            test = Soak(Endpoint(url), num_streams, minutes * 60, seed)
+            test = Soak(Endpoint(url), num_streams, minutes * 60, seed, enough=enough or {})
         else:
             model = str(build(folder or default_folder(), size))
             port = servers.free_port()
             log = Path(tempfile.mkdtemp(prefix="vllm-mlx-soak-")) / "server.log"
             command = servers.ours(model, port, server_flags)
             endpoint, _ = await stack.enter_async_context(servers.running(command, port, "default", log=log))
-            test = Soak(endpoint, num_streams, minutes * 60, seed, log)
+            test = Soak(endpoint, num_streams, minutes * 60, seed, log, enough or {})
         await test.run()
         return test
 

@@ -6,7 +6,7 @@ Thresholds of a fraction of a percent make the server's own few hundred MiB coun
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,38 +65,49 @@ def test_reduce_context_refuses_what_fitted_before_and_says_so(model: Path, tmp_
         assert check(server, "memory")["metadata"]["context_factor"] == 0.5
 
 
-def test_under_warn_only_the_idle_cache_goes(model: Path, tmp_path: Path) -> None:
-    flags = (*SHORT_OF_MEMORY, "--memory-action", "warn")
-    with serving(model, *flags, log=tmp_path / "log") as server:
-        assert ask(server, "word " * 200).status_code == 200
-        wait_for(lambda: "idle prefix cache" in server.output)
-
-        def is_empty() -> bool:
-            cache = httpx.get(f"{server.url}/v1/cache/stats").json()
-            return cache["prefix_cache_bytes"] == 0 and cache["num_evictions"] > 0
-
-        wait_for(is_empty)  # a prefix that was stored just behind one reading goes at a later one
-        assert ask(server).status_code == 200
+@pytest.fixture(scope="module")
+def warned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Only warned of memory, and in the default runtime mode."""
+    log = tmp_path_factory.mktemp("warned") / "log"
+    with serving(model, *SHORT_OF_MEMORY, "--memory-action", "warn", log=log) as server:
+        yield server
 
 
-@pytest.mark.parametrize(("mode", "rows"), [("simple", {1}), ("batched", {2, 3, 4}), ("auto", {2, 3, 4})])
-def test_a_runtime_mode_is_a_row_limit(model: Path, tmp_path: Path, mode: str, rows: set[int]) -> None:
-    with serving(model, "--runtime-mode", mode, log=tmp_path / "log") as server, ThreadPoolExecutor(4) as pool:
-        # Long enough to meet, however late a busy machine starts the last of them.
-        options = {"max_tokens": 250, "diagnostics_level": "deep", "repetition_policy_override": "off"}
-        answers = list(pool.map(lambda i: ask(server, f"question {i}", **options).json(), range(4)))
-        assert max(a["diagnostics"]["runtime"]["max_batch_rows"] for a in answers) in rows
-        state = check(server, "runtime_mode")["metadata"]
-        assert state["mode"] == mode and state["peak_concurrency"] >= 2
-        assert state["times_widened"] == (1 if mode == "auto" else 0)
+def test_auto_widens_at_the_second_request_that_is_there(warned: ServerProcess) -> None:
+    assert check(warned, "runtime_mode")["metadata"]["row_limit"] == 1
+    assert ask_at_once(warned, 4) > 1
+    state = check(warned, "runtime_mode")["metadata"]
+    assert state["mode"] == "auto" and state["peak_concurrency"] >= 2 and state["times_widened"] == 1
 
 
-def test_batched_answers_are_replayed_alone_and_agree(model: Path, tmp_path: Path) -> None:
+def test_under_warn_only_the_idle_cache_goes(warned: ServerProcess) -> None:
+    assert ask(warned, "word " * 200).status_code == 200
+    wait_for(lambda: "idle prefix cache" in warned.output)
+
+    def is_empty() -> bool:
+        cache = httpx.get(f"{warned.url}/v1/cache/stats").json()
+        return cache["prefix_cache_bytes"] == 0 and cache["num_evictions"] > 0
+
+    wait_for(is_empty)  # a prefix that was stored just behind one reading goes at a later one
+    assert ask(warned).status_code == 200
+
+
+def ask_at_once(server: ServerProcess, count: int) -> int:
+    """Most rows that were computed together; the answers are long enough to meet, however late the last one starts."""
+    options = {"max_tokens": 250, "diagnostics_level": "deep", "repetition_policy_override": "off"}
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(lambda i: ask(server, f"question {i}", **options).json(), range(count)))
+    return max(answer["diagnostics"]["runtime"]["max_batch_rows"] for answer in answers)
+
+
+def test_batched_computes_rows_together_and_replays_them_alone_and_they_agree(model: Path, tmp_path: Path) -> None:
     flags = ("--runtime-mode", "batched", "--batch-divergence-monitor", "--batch-divergence-interval", "0.1",
              "--memory-monitor-interval", "0.1")  # fmt: skip
-    with serving(model, *flags, log=tmp_path / "log") as server, ThreadPoolExecutor(3) as pool:
+    with serving(model, *flags, log=tmp_path / "log") as server:
         assert check(server, "batch_divergence")["metadata"]["sample_count"] == 0
-        list(pool.map(lambda i: ask(server, f"question {i}", 250, repetition_policy_override="off"), range(3)))
+        assert 2 <= ask_at_once(server, 4) <= 4
+        state = check(server, "runtime_mode")["metadata"]
+        assert state["mode"] == "batched" and state["peak_concurrency"] >= 2 and state["times_widened"] == 0
         wait_for(lambda: check(server, "batch_divergence")["metadata"]["sample_count"] > 0)
         assert check(server, "batch_divergence")["metadata"]["failed_probes"] == 0
         assert httpx.get(f"{server.url}/v1/status").json()["requests"] == []
