@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.guide.test_same_answer import image
 from tests.serving.process import ServerProcess, serving
 
 STORY = [{"role": "user", "content": "Tell a story."}]
@@ -63,6 +64,7 @@ def defaults(tmp_path_factory) -> Iterator[ServerProcess]:
         "--default-frequency-penalty", "0.5", "--frequency-penalty-mode", "repetition",
         "--max-tokens", "5", "--continuous-batching", "--max-num-seqs", "2", "--disable-prefix-cache",
         "--cache-strategy", "paged", "--repetition-policy", "strict", "--timeout", "60",
+        "--max-thinking-tokens", "30", "--encoder-cache-mb", "0",
     ]  # fmt: skip
     with serving("demo", *flags, log=tmp_path_factory.mktemp("defaults") / "log") as server:
         yield server
@@ -89,6 +91,32 @@ def test_template_kwargs_of_the_server_make_it_think_until_the_request_says_othe
     thought = post(defaults, "chat/completions", **ask)["choices"][0]["message"]
     plain = post(defaults, "chat/completions", **ask, enable_thinking=False)["choices"][0]["message"]
     assert thought["reasoning_content"] and not plain.get("reasoning_content")
+
+
+def test_reasoning_ends_at_the_servers_limit_and_the_answer_follows(defaults):
+    ask = {"messages": [{"role": "user", "content": "What is 312 + 145?"}], "max_tokens": 60, "temperature": 0}
+    answer = post(defaults, "chat/completions", **ask)  # it would think for 45
+    assert 0 < answer["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 30
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_a_frequency_penalty_of_old_is_a_repetition_penalty(defaults):
+    ask = {"temperature": 0, "max_tokens": 24, "prompt": "hi hi hi", "repetition_policy_override": "off"}
+    neutral = {"frequency_penalty": 0, "repetition_penalty": 1.0}
+    by_flag, by_name, plain = (
+        text_of(post(defaults, "completions", **ask, **fields))
+        for fields in ({}, {**neutral, "repetition_penalty": 1.5}, neutral)
+    )
+    assert by_flag == by_name != plain
+
+
+def test_without_room_for_them_pictures_are_encoded_each_time(defaults):
+    messages = [{"role": "user", "content": [image("red")]}]
+    runs = []
+    for _ in range(3):
+        post(defaults, "chat/completions", messages=messages)
+        runs.append(httpx.get(f"{defaults.url}/v1/cache/stats").json()["num_encoder_runs"])
+    assert runs[2] - runs[1] == runs[1] - runs[0] == 1
 
 
 @pytest.mark.parametrize("level", ["basic", "deep"])
@@ -163,8 +191,12 @@ def test_a_time_out_before_the_answer_is_504_on_every_route(defaults, route):
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("keyed")
-    (folder / "keys").write_text("# who may call\nalice: sk-a\nbob: sk-b\n")
-    flags = ["--api-key-file", str(folder / "keys"), "--rate-limit", "12", "--runtime-mode-threshold", "3"]
+    (folder / "keys").write_text("# who may call\nalice: sk-a\nbob: sk-b\ncarol: sk-c\n")
+    flags = [
+        "--api-key-file", str(folder / "keys"), "--rate-limit", "12", "--runtime-mode-threshold", "3",
+        "--reasoning-parser", "none", "--disable-auto-tool-choice", "--system-turns", "front", "--sort-tools",
+        "--keep-volatile-lines",
+    ]  # fmt: skip
     with serving("demo", *flags, log=folder / "log") as server:
         yield server
 
@@ -203,6 +235,32 @@ def test_auto_widens_at_the_threshold_and_not_before(keyed):
         assert widened() == wide
 
 
+def test_with_no_parser_reasoning_and_calls_are_text(keyed):
+    question = [{"role": "user", "content": "What is 2 plus 3?"}]
+    message = ask_as(keyed, "sk-c", question, enable_thinking=True, max_tokens=80).json()["choices"][0]["message"]
+    assert "</think>" in message["content"] and not message.get("reasoning_content")
+    weather = [{"role": "user", "content": "What is the weather in Paris?"}]
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}}}}  # fmt: skip
+    choice = ask_as(keyed, "sk-c", weather, tools=[tool], temperature=0, max_tokens=80).json()["choices"][0]
+    assert not choice["message"].get("tool_calls") and choice["finish_reason"] == "stop"
+    assert "get_weather" in choice["message"]["content"]
+
+
+def test_prompts_of_agents_are_arranged_as_the_flags_say(keyed):
+    def prompt(*turns: tuple[str, str], **fields: Any) -> list[int]:
+        asked = {"messages": [{"role": role, "content": text} for role, text in turns], **fields}
+        answer = httpx.post(f"{keyed.url}/tokenize", json=asked, headers={"x-api-key": "sk-c"}, timeout=60)
+        return answer.raise_for_status().json()["tokens"]
+
+    hi, system, more = ("user", "Hi"), ("system", "Be brief."), ("user", "And?")
+    assert prompt(hi, system, more) == prompt(system, hi, more)  # --system-turns front
+    tools = [{"type": "function", "function": {"name": name}} for name in ("b", "a")]
+    assert prompt(hi, tools=tools) == prompt(hi, tools=tools[::-1])  # --sort-tools
+    counted = ("system", "<total_tokens>12 tokens left</total_tokens>")
+    assert prompt(hi, counted, more) != prompt(hi, more)  # --keep-volatile-lines
+
+
 def test_the_rate_limit_holds_for_a_key_and_not_for_its_neighbour(keyed):
     answers = [ask_as(keyed, "sk-a", STORY, max_tokens=1) for _ in range(12)]
     assert answers[0].status_code == 200 and answers[-1].status_code == 429
@@ -214,7 +272,8 @@ def test_the_rate_limit_holds_for_a_key_and_not_for_its_neighbour(keyed):
 
 def test_a_shared_cache_serves_every_key_over_tls(tmp_path):
     (tmp_path / "keys").write_text("sk-a\nsk-b\n")
-    files = ["--ssl-certfile", str(TLS / "localhost.pem"), "--ssl-keyfile", str(TLS / "localhost.key")]
+    files = ["--ssl-certfile", str(TLS / "localhost.pem"), "--ssl-keyfile", str(TLS / "localhost-locked.key"),
+             "--ssl-keyfile-password", "only-of-tests"]  # fmt: skip
     flags = [*files, "--api-key-file", str(tmp_path / "keys"), "--shared-cache"]
     trusted = ssl.create_default_context(cafile=TLS / "localhost.pem")
     with serving("demo", *flags, log=tmp_path / "log", verify=trusted) as server, httpx.Client(verify=trusted) as http:
@@ -224,4 +283,4 @@ def test_a_shared_cache_serves_every_key_over_tls(tmp_path):
                                json={"model": "m", "messages": conversation("yes"), "max_tokens": 1})  # fmt: skip
             cached.append(json.loads(answer.text)["usage"]["prompt_tokens_details"]["cached_tokens"])
         assert cached[0] == 0 and cached[1] > 0
-        assert f"https://127.0.0.1:{server.port}/v1" in server.output
+        assert f"https://127.0.0.1:{server.port}/v1" in server.output and "only-of-tests" not in server.output

@@ -26,6 +26,7 @@ PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 def server(tiny_model, tmp_path_factory) -> Iterator[ServerProcess]:
     flags = [text for name, value in DEFAULTS.items() for text in (f"--default-{name.replace('_', '-')}", str(value))]
     environment = {"VLLM_MLX_API_KEY": "sk-from-the-environment", "VLLM_MLX_REPETITION_POLICY": "off"}
+    flags += ["--cache-memory-percent", "0.0000001"]
     log = tmp_path_factory.mktemp("sampling") / "log"
     with serving(tiny_model("qwen3"), *flags, log=log, environment=environment) as running:
         yield running
@@ -55,6 +56,12 @@ def test_a_default_penalty_is_the_one_that_a_request_could_have_named(server, na
     by_flag = say(server, route, **without)
     assert by_flag == say(server, route, **{**plain, name: DEFAULTS[name]})
     assert by_flag != say(server, route, **plain)
+
+
+def test_a_tiny_share_of_the_memory_leaves_the_prefix_cache_its_least(server):
+    lines = httpx.get(f"{server.url}/metrics", headers=KEY).text.splitlines()
+    (budget,) = [line for line in lines if line.startswith("vllm_mlx:prefix_cache_budget_bytes")]
+    assert float(budget.split()[-1]) == 100 * 2**20
 
 
 def test_a_key_of_the_environment_is_asked_for_and_not_shown(server):

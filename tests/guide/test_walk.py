@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.api.fakes import sse_payloads
-from tests.serving.process import ServerProcess, serving
+from tests.serving.process import ServerProcess, other_address, serving
 
 CHECKOUT = Path(__file__).parents[2]
 LISTEN = ["--localhost"]
@@ -59,7 +59,10 @@ def profile(tmp_path_factory) -> Iterator[Callable[[str], ServerProcess]]:
 
     def get(letter: str) -> ServerProcess:
         if letter not in with_servers:
-            manager = serving("demo", *PROFILES[letter], log=folder / letter)
+            # --localhost must win over what the environment says.
+            manager = serving(
+                "demo", *PROFILES[letter], log=folder / letter, environment={"VLLM_MLX_HOST": "0.0.0.0"}
+            )
             with_servers[letter] = (manager, manager.__enter__())
         return with_servers[letter][1]
 
@@ -124,6 +127,11 @@ def test_enable_thinking_is_refused_as_a_flag_and_said_to_be_a_request_field():
 # ── A: text, and 6, 7: the quick checks and the smoke tests ──────────────────────────────────────────────────────
 
 
+def test_localhost_is_reached_on_this_machine_only(profile):
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://{other_address()}:{profile('A').port}/health", timeout=5)
+
+
 def test_health_models_and_capabilities_answer(profile):
     url = profile("A").url
     assert httpx.get(f"{url}/health").json()["status"] == "healthy"
@@ -161,9 +169,11 @@ def test_the_smoke_tests_of_text(profile):
 
 def test_simple_computes_one_row_at_a_time(profile):
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: chat(profile("A"), ignore_eos=True), range(4)))
+        # Long enough to meet, however late a busy machine starts the last of them.
+        list(pool.map(lambda _: chat(profile("A"), ignore_eos=True, max_tokens=150), range(4)))
     rows = httpx.get(f"{profile('A').url}/health/diagnostics").json()["checks"]["runtime_mode"]["metadata"]
-    assert rows["row_limit"] == 1 and rows["max_rows"] == 1
+    assert rows["mode"] == "simple" and rows["row_limit"] == 1 and rows["max_rows"] == 1
+    assert rows["peak_concurrency"] >= 2 and rows["times_widened"] == 0
 
 
 # ── B to F ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -29,6 +29,13 @@ def free_port() -> int:
             return port
 
 
+def other_address() -> str:
+    """An address of this machine beside 127.0.0.1; on Linux all that begin with 127 are."""
+    if sys.platform == "linux":
+        return "127.0.0.2"
+    return socket.gethostbyname(socket.gethostname())
+
+
 class ServerProcess:
     """One server, of no named model if `model` is "". `output` is what it has printed so far, both streams together.
 
