@@ -6,18 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.engine.harness import EngineHarness
 from tests.models.running import greedy
 from tests.models.test_multimodal import NUM_TOKENS, mlx_vlm_greedy, mlx_vlm_inputs, rendered
 from tests.tiny_vlms import picture
+from vllm_mlx.engine.request import Prompt
 from vllm_mlx.errors import ModelLoadError
 from vllm_mlx.models import loader, multimodal
 from vllm_mlx.models.family import find_family
 from vllm_mlx.models.generic import GenericFamily, GenericMRopeFamily, find_generic_family
 from vllm_mlx.models.media import MediaProcessor
+from vllm_mlx.models.piecewise import why_whole
 from vllm_mlx.models.profile import read_json
 
 
@@ -43,7 +47,7 @@ def test_positions_are_asked_of_the_model(
 
 
 def check_against_mlx_vlm(folder: Path, loaded: Any) -> None:
-    assert not loaded.profile.runs_batched
+    assert not loaded.profile.runs_batched and loaded.profile.shares_prefixes
     assert any("one request at a time" in note for note in loaded.profile.notes)
     images = [picture(1, (128, 64)), picture(2, (64, 130))]
     text = rendered(loaded, 2)
@@ -52,6 +56,40 @@ def check_against_mlx_vlm(folder: Path, loaded: Any) -> None:
     assert list(token_ids) == inputs["input_ids"][0].tolist()
     expected = mlx_vlm_greedy(folder, inputs, NUM_TOKENS)
     assert greedy(loaded.model, token_ids, NUM_TOKENS, media=spans) == expected
+
+
+def test_a_prompt_that_is_more_than_its_pieces_is_read_whole_one_row_after_another(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deepstack features are no embeddings: the trial at loading sees them."""
+    folder = tiny_model("qwen3_vl")
+    loaded = load_without_family(folder, monkeypatch)
+    profile = loaded.profile
+    assert not profile.shares_prefixes and not profile.interleaves
+    assert any("deepstack_visual_embeds" in note for note in profile.notes)
+    harness = EngineHarness(loaded.model, prefix_bytes=0)
+    asked, expected = [], []
+    for seeds in ([1], [2, 1], [2]):
+        images = [picture(seed) for seed in seeds]
+        text = rendered(loaded, len(images))
+        asked.append(harness.ask(Prompt(*loaded.media.expand(text, images)), max_tokens=NUM_TOKENS))
+        expected.append(mlx_vlm_greedy(folder, mlx_vlm_inputs(folder, text, images), NUM_TOKENS))
+    harness.step(3)
+    assert len(harness.scheduler.running) == 1
+    harness.run()
+    assert [harness.answers[i].tokens for i in asked] == expected
+
+
+def test_models_that_mlx_vlm_computes_in_one_pass_are_not_cut() -> None:
+    model = SimpleNamespace(language_model=SimpleNamespace(no_chunked_prefill=True))
+    assert "one pass" in (why_whole(model, None, None) or "")  # type: ignore[arg-type]
+
+
+def test_diffusion_models_are_refused() -> None:
+    config = SimpleNamespace(canvas_length=256)
+    model = SimpleNamespace(config=config, language_model=SimpleNamespace(generate=print))
+    with pytest.raises(ModelLoadError, match="diffusion"):
+        find_generic_family(model, "x", "diffusion_gemma")
 
 
 def test_models_that_are_no_decoder_over_embeddings_are_refused() -> None:

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.generate.diffusion import is_diffusion_model
 from mlx_vlm.utils import process_inputs
 
 from ..errors import InvalidRequest, ModelLoadError
 from .base import Prompt
 from .family import Family, Prepared
 from .mrope import GRIDS, MRopeState, ThreeAxisFamily
+from .piecewise import why_not_at_all, why_whole
+from .whole_family import WholeFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .profile import ModelProfile
 
 _PLACEHOLDERS = ("<image>", "<|image|>", "<|image_pad|>", "[IMG]", "<IMG_CONTEXT>", "<|image_1|>", "<im_patch>")
 
@@ -81,9 +86,42 @@ class GenericMRopeFamily(GenericFamily, ThreeAxisFamily):
         return MRopeState(positions=axes[:, 0], delta=int(np.asarray(delta).reshape(-1)[0]))
 
 
+class GenericWholeFamily(WholeFamily):
+    """A model whose prompts cannot be put together piece by piece: `reason` says what was seen.
+
+    What it remembers between calls is unknown, so a row ends before the next one begins.
+    """
+
+    may_interleave = False
+
+    @property
+    def placeholder(self) -> str:
+        return GenericFamily(self.profile, self.config, self.processor, self.tokenizer).placeholders["image"]
+
+
+def choose_generic(
+    model: Any, profile: ModelProfile, config: Mapping[str, Any], processor: Any, tokenizer: Any
+) -> Family | WholeFamily:
+    """The family of a model without a file; refuses models that mlx-vlm itself could not generate with."""
+    family = find_generic_family(model, profile.name, profile.model_type)(profile, config, processor, tokenizer)
+    whole = GenericWholeFamily(profile, config, processor, tokenizer)
+    reason = why_whole(model, family, whole)
+    if failure := why_not_at_all(model, whole):
+        raise ModelLoadError(f"{profile.name} ({profile.model_type}) cannot answer about pictures: {failure}.")
+    if reason is None:
+        return family
+    whole.reason = reason
+    return whole
+
+
 def find_generic_family(model: Any, name: str, model_type: str) -> type[Family]:
     """A family for a model without a file; refuses models that mlx-vlm itself could not generate with."""
     language_model = getattr(model, "language_model", None)
+    if is_diffusion_model(model):
+        raise ModelLoadError(
+            f"{name} ({model_type}) writes its answers by diffusion, not token by token, which this server cannot do; "
+            "choose another model."
+        )
     if language_model is None or not hasattr(model, "get_input_embeddings"):
         raise ModelLoadError(
             f"{name} ({model_type}) does not generate text from embeddings, so neither mlx-vlm nor this server can "

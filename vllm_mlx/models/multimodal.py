@@ -127,12 +127,14 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
         tokenizer.chat_template = profile.chat_template
     profile = with_precision(profile, model, precision.note)
     if family_class is None or (issubclass(family_class, WholeFamily) and not family_class.applies(model)):
-        from .generic import find_generic_family
+        from .generic import choose_generic
 
-        family_class = find_generic_family(model, profile.name, profile.model_type)
-    if issubclass(family_class, WholeFamily):
-        return _load_whole(model, family_class(profile, config, processor, tokenizer), profile)
-    family = family_class(profile, config, processor, tokenizer)
+        with loading(profile):
+            family = choose_generic(model, profile, config, processor, tokenizer)
+    else:
+        family = family_class(profile, config, processor, tokenizer)
+    if isinstance(family, WholeFamily):
+        return _load_whole(model, family, profile)
     profile = replace(profile, modalities=frozenset({"text", *family.placeholders}))
     adapter = MultimodalModel(model, family, profile)
     return LoadedModel(

@@ -6,6 +6,7 @@ step computes the prompt with its pictures by mlx-vlm's own code. MLX thread; `W
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from .whole_family import WholeFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -95,10 +99,17 @@ class WholePromptModel:
         self, tokens: mx.array, start: int, cache: list[Any], state: Any | None, features: Mapping[int, Features]
     ) -> Any:
         if state is None:  # a trace of shapes
-            return self._family.first_pass(self._model, [0] * tokens.shape[1], {}, _entries(cache))[0]
+            return self._traced(tokens.shape[1], _entries(cache))
         given = tokens[0].tolist()
         state.later += given[max(0, len(state.token_ids) - start) :]
         return _NoLogits()
+
+    def _traced(self, length: int, entries: list[Any]) -> Any:
+        try:
+            return self._family.first_pass(self._model, [0] * length, {}, entries)[0]
+        except Exception as error:  # code that answers about pictures only
+            log.info("%s tells nothing of what a row will hold (%s)", self.profile.name, error)
+            return _NoLogits()
 
     def decode(
         self, tokens: mx.array, positions: Sequence[int], cache: list[Any], states: Sequence[Any | None]

@@ -126,17 +126,24 @@ class WholeFamily:
         self, model: Any, token_ids: Sequence[int], inputs: Mapping[str, np.ndarray], cache: list[Any]
     ) -> tuple[mx.array, Mapping[str, Any]]:
         """Logits [1, V] behind the whole prompt, and what every later step is to be given."""
-        tokens = mx.array(inputs.get("input_ids", np.array(token_ids, dtype=np.int32)))[None]
-        pixels = inputs.get("pixel_values")
-        rest = self.keywords({k: v for k, v in inputs.items() if k not in ("input_ids", "pixel_values")})
-        found = model.get_input_embeddings(
-            tokens, None if pixels is None else mx.array(pixels), mask=mx.ones_like(tokens), **rest
-        )
+        tokens = _given(token_ids, inputs)
+        rest = self._rest(inputs)
+        found = self.embedded(model, token_ids, inputs)
         embeddings = found.inputs_embeds
         extra = {k: v for k, v in found.to_dict().items() if k != "inputs_embeds" and v is not None}
         keywords = {**rest, **self.renamed(extra, embeddings.dtype)}
         out = model.language_model(tokens, inputs_embeds=embeddings, cache=cache, **keywords)
         return out.logits[:, -1, :], self.carried(out)
+
+    def embedded(self, model: Any, token_ids: Sequence[int], inputs: Mapping[str, np.ndarray]) -> Any:
+        """What the model's merging code makes of a prompt: `inputs_embeds` [1, L, hidden], and whatever else."""
+        tokens, pixels = _given(token_ids, inputs), inputs.get("pixel_values")
+        return model.get_input_embeddings(
+            tokens, None if pixels is None else mx.array(pixels), mask=mx.ones_like(tokens), **self._rest(inputs)
+        )
+
+    def _rest(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return self.keywords({k: v for k, v in inputs.items() if k not in ("input_ids", "pixel_values")})
 
     def keywords(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The processor's other outputs as the model takes them."""
@@ -157,6 +164,11 @@ class WholeFamily:
         """Logits [1, V] after one more token [1, 1]."""
         logits: mx.array = model.language_model(tokens, cache=cache, **carried).logits[:, -1, :]
         return logits
+
+
+def _given(token_ids: Sequence[int], inputs: Mapping[str, np.ndarray]) -> mx.array:
+    """int32 [1, L]: the ids that the model is given."""
+    return mx.array(inputs.get("input_ids", np.array(token_ids, dtype=np.int32)))[None]
 
 
 def numbered(text: str, placeholder: str) -> str:
