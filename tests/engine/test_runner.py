@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -135,13 +136,44 @@ def test_rows_of_any_lengths_hold_little_more_than_their_tokens(model: LanguageM
         assert worst <= 1.25, f"{worst:.2f} times the bytes of the tokens alive for {lengths}"
 
 
+def test_compacting_copies_only_what_becomes_smaller(model: LanguageModel) -> None:
+    harness = EngineHarness(model, prefix_bytes=0, max_rows=32, chunk=256)
+    ids = [harness.ask(prompt(200, i), max_tokens=60) for i in range(4)]
+    while len(harness.runner._batch or ()) < 4:
+        harness.step()
+    harness.step(12)
+    batch = harness.runner._batch
+    assert batch is not None and batch.num_groups == 1
+    (group,) = batch._groups
+    copies: list[tuple[int, int]] = []
+    reserve, select = group.cache.reserve, group.cache.select
+
+    def noted(method: Any) -> Any:
+        def call(*args: Any) -> None:
+            before = group.cache.num_rows, group.cache.num_tokens
+            method(*args)
+            copies.extend({(group.cache.num_rows, group.cache.num_tokens)} - {before})
+
+        return call
+
+    group.cache.reserve, group.cache.select = noted(reserve), noted(select)  # type: ignore[method-assign]
+    group.compact()
+    assert not copies or copies[0][1] < batch.held_tokens
+    group.compact()
+    assert len(copies) <= 1, "nothing was left to give back"
+    harness.engine.cancel(ids[1])
+    harness.step()
+    group.compact()
+    assert group.cache.num_rows == 3 and group.rows == [ids[0], ids[2], ids[3]]
+
+
 def test_a_join_copies_nobody_elses_rows(model: LanguageModel) -> None:
     harness = EngineHarness(model, prefix_bytes=0, max_rows=32, chunk=256)
     for i in range(8):
         harness.ask(prompt(400, i), max_tokens=40)
     while len(harness.runner._batch or ()) < 8:
         harness.step()
-    harness.step(3)
+    harness.step(12)
     batch = harness.runner._batch
     assert batch is not None and batch.num_groups == 1
     (group,) = batch._groups

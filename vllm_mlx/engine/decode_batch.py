@@ -78,26 +78,38 @@ class RowGroup:
         if self.longest + num_new > self.cache.num_tokens:
             self.cache.reserve(len(self.rows), capacity_for(self.longest + num_new - 1))
 
+    @property
+    def fitting_tokens(self) -> int:
+        """What `held_tokens` would be after `compact`."""
+        return self.num_alive * min(self.cache.num_tokens, capacity_for(self.longest))
+
     def compact(self) -> None:
-        """Drop empty rows, and length that nobody needs."""
-        kept = [i for i, row in enumerate(self.rows) if row is not None]
-        if len(kept) < len(self.rows):
-            self.cache.select(kept, len(kept))
-            self.rows = [self.rows[i] for i in kept]
-            self.lengths = [self.lengths[i] for i in kept]
-        self.cache.reserve(len(kept), capacity_for(self.longest))
+        """Drop empty rows, and length that nobody needs; no copy where there is neither."""
+        self._drop_empty()
+        self.cache.reserve(len(self.rows), min(self.cache.num_tokens, capacity_for(self.longest)))
 
     def absorb(self, other: RowGroup) -> None:
         """Take over another group's rows, in buffers long enough for both."""
-        self.compact()
-        other.compact()
-        capacity = capacity_for(max(self.longest, other.longest))
+        self._drop_empty()
+        other._drop_empty()
+        longest = max(self.longest, other.longest)
+        capacity = capacity_for(longest)
+        # Buffers with half of that room left are kept: one copy fewer of the larger group.
+        if (longest + capacity) / 2 <= self.cache.num_tokens <= capacity:
+            capacity = self.cache.num_tokens
         self.cache.reserve(len(self.rows), capacity)
         other.cache.reserve(len(other.rows), capacity)
         self.cache.append(other.cache)
         self.rows += other.rows
         self.lengths += other.lengths
         self.age = 0
+
+    def _drop_empty(self) -> None:
+        kept = [i for i, row in enumerate(self.rows) if row is not None]
+        if len(kept) < len(self.rows):
+            self.cache.select(kept, len(kept))
+            self.rows = [self.rows[i] for i in kept]
+            self.lengths = [self.lengths[i] for i in kept]
 
 
 class DecodeBatch:
@@ -251,11 +263,13 @@ class DecodeBatch:
             first.absorb(second)
             self._groups.remove(second)
             self._note_places(first)
-        if self.held_tokens > self._allowed_tokens(MAX_WASTE):
-            for group in self._groups:
-                if group.held_tokens > MERGE_WASTE * sum(group.lengths):
-                    group.compact()
-                    self._note_places(group)
+        # Only as many copies as bring the waste under the bound, those that save most first.
+        by_saving = sorted(self._groups, key=lambda group: group.fitting_tokens - group.held_tokens)
+        for group in by_saving:
+            if self.held_tokens <= self._allowed_tokens(MAX_WASTE) or group.fitting_tokens == group.held_tokens:
+                break
+            group.compact()
+            self._note_places(group)
 
     def _fill_up(self) -> None:
         """Empty rows behind the others, as many as are missing."""
