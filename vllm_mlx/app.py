@@ -44,6 +44,7 @@ from vllm_mlx.backend import Backend, check_formats
 from vllm_mlx.commands.status_line import StatusLine
 from vllm_mlx.errors import SettingsError
 from vllm_mlx.fleet.backend import FleetBackend
+from vllm_mlx.guards import open_files
 from vllm_mlx.lifecycle import Lifecycle, Loaded, bind, end_with_parent, is_behind_front, make_http_server
 from vllm_mlx.mcp_client.config import read_config
 from vllm_mlx.observability import logs
@@ -178,7 +179,9 @@ def serve(settings: Settings) -> int:
 
     def load() -> Loaded:
         context.program = provenance.describe()  # on the loading thread: git is asked, which takes a moment
-        return FleetBackend.load(settings) if settings.is_pool else Backend.load(settings, place)
+        loaded = FleetBackend.load(settings) if settings.is_pool else Backend.load(settings, place)
+        open_files.widen()
+        return loaded
 
     lifecycle = Lifecycle(
         http,

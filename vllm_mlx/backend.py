@@ -24,6 +24,7 @@ from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
 from vllm_mlx.generation.service import GenerationService
 from vllm_mlx.generation.sources import MediaSources
+from vllm_mlx.guards import open_files
 from vllm_mlx.models.checks import check_model
 from vllm_mlx.models.download import Bar, resolve
 from vllm_mlx.models.profile import ModelProfile, read_profile
@@ -335,7 +336,11 @@ class Backend:
 
 
 def load_blas(settings: Settings) -> blas.BlasReport:
-    """The BLAS that MLX will use; before MLX is imported. A second call answers with the first one's report."""
+    """The BLAS that MLX will use; before MLX is imported. A second call answers with the first one's report.
+
+    Raises VllmMlxError where importing mlx-lm would fail.
+    """
+    open_files.check()
     return blas.load(
         settings.cpu.blas,
         settings.cpu.blas_threads,
