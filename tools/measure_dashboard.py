@@ -1,10 +1,11 @@
 """What an open dashboard costs the engine: `python -m tools.measure_dashboard [--rounds 24] [--clients 4]`.
 
-A server with the built-in model answers the same requests again and again, with 0, 1 and 16 dashboards open in turns
+A server with the built-in model answers the same requests again and again, with 0, 1 and 64 dashboards open in turns
 (which is first changes with the round). For each number of dashboards: the tokens a second and the server's processor
 time for them, as medians over the rounds of the ratio to the same round without. One dashboard's share is smaller than
-what a busy machine does to one round; sixteen make it visible, and a sixteenth of their cost is another measure of one.
-A dashboard here is what the page is to the server: a reader of `/v1/dashboard`. It ends with code 1 over 1 %.
+what a busy machine does to one round; 64 make it visible, and a 64th of their cost is another measure of one. Then
+the same server without requests: the processor time that a dashboard takes of each second. A dashboard here is what the
+page is to the server: a reader of `/v1/dashboard`. It ends with code 1 when one costs more than 1 %.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from tests.serving.process import ServerProcess, serving
 from vllm_mlx.bench.targets import cpu_seconds
 
 LIMIT = 0.01
-MANY = 16
+MANY = 64
+IDLE_S = 6.0
 PROMPTS = [f"Write a short story about a {thing}" for thing in ("lighthouse", "fox", "clock", "river", "ship", "tree")]
 
 
@@ -90,7 +92,15 @@ async def measure(server: ServerProcess, num_rounds: int, num_clients: int, num_
         for number in range(num_rounds):
             for num_dashboards in turns[number % 3 :] + turns[: number % 3]:
                 rounds[num_dashboards].append(await one_round(num_dashboards))
-    return summary(rounds)
+        idle: dict[int, list[float]] = defaultdict(list)
+        for _ in range(3):
+            for num_dashboards in (0, MANY):
+                async with Dashboards(client, num_dashboards):
+                    before = cpu_seconds(server.process.pid) or 0.0
+                    await asyncio.sleep(IDLE_S)
+                    idle[num_dashboards].append(((cpu_seconds(server.process.pid) or 0.0) - before) / IDLE_S)
+    each_s = (statistics.median(idle[MANY]) - statistics.median(idle[0])) / MANY
+    return {**summary(rounds), "ms_of_each_idle_second": round(1000 * each_s, 2)}
 
 
 def summary(rounds: dict[int, list[Round]]) -> dict[str, object]:
@@ -122,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=96, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=192, help="of each answer")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -93,6 +93,13 @@ def test_formulas_end_whatever_they_hold(tmp_path):
     assert all(tree["tag"] == "math" for tree in trees)
 
 
+@needs_node
+def test_words_in_a_formula_keep_the_blanks_around_them(tmp_path):
+    given = json.dumps("x \\text{ if } y")
+    texts = js(tmp_path, "math.js", f"JSON.stringify(m.parseMath({given})).includes('\\u00a0if\\u00a0')")
+    assert texts is True
+
+
 TURNS = """[{role: 'user', text: 'a', images: []},
   {role: 'assistant', steps: [{text: 'b', reasoning: 'r', calls: []}]},
   {role: 'user', text: 'c', images: [{url: 'data:image/png;base64,AA'}]},

@@ -117,7 +117,7 @@ function readCommand(s, name) {
     case "frac": case "dfrac": case "tfrac": case "cfrac": return node("mfrac", [readArgument(s), readArgument(s)]);
     case "binom": return node("mrow", [leaf("mo", "("), node("mfrac", [readArgument(s), readArgument(s)], { linethickness: "0" }), leaf("mo", ")")]);
     case "sqrt": return readRoot(s);
-    case "text": case "textbf": case "textit": case "mbox": case "textrm": return leaf("mtext", readGroupText(s));
+    case "text": case "textbf": case "textit": case "mbox": case "textrm": return leaf("mtext", readGroupText(s).replace(/^ | $/g, "\u00a0"));
     case "mathrm": case "operatorname": case "operatorname*": return leaf("mi", readGroupText(s), { mathvariant: "normal" });
     case "mathbb": return leaf("mi", readGroupText(s).replace(/[A-Z1]/g, (c) => BOARD[c] ?? c), { mathvariant: "normal" });
     case "mathbf": case "boldsymbol": case "bm": return node("mrow", [readArgument(s)], { class: "bold" });
@@ -177,7 +177,7 @@ function readTable(s, name) {
   }
   if (rows.at(-1).length === 1 && !rows.at(-1)[0].children.length) rows.pop();
   const [open, close] = FENCES[kind] ?? ["", ""];
-  const table = node("mtable", rows.map((cells) => node("mtr", cells)), kind === "cases" || kind.startsWith("align") ? { class: "aligned" } : {});
+  const table = node("mtable", rows.map((cells) => node("mtr", cells)), kind === "cases" ? { class: "cases" } : kind.startsWith("align") ? { class: "aligned" } : {});
   const fence = (sign) => (sign ? [leaf("mo", sign, { stretchy: "true", fence: "true" })] : []);
   return node("mrow", [...fence(open), table, ...fence(close)]);
 }

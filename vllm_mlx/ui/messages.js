@@ -104,12 +104,13 @@ function callCard(call) {
 
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
-function pairs(text, one = "value") {
+/** What a tool was given or gave, as names and values; what has no name gets `name`. */
+function pairs(text, name = "") {
   try {
     const value = JSON.parse(text || "{}");
-    return value && typeof value === "object" ? value : { [one]: value };
+    return value && typeof value === "object" ? value : { [name]: value };
   } catch {
-    return { "": text }; // still being written
+    return { [name]: text }; // a sentence, or still being written
   }
 }
 

@@ -22,14 +22,15 @@ export function definitions(names) {
   }));
 }
 
-/** The result as the model reads it: JSON text. What goes wrong is a result too, so that the model can say so. */
+/** The result as the model reads it: a sentence, or JSON. What goes wrong is a result too, so that the model can say so. */
 export function runTool(name, argumentsText) {
   try {
     const tool = Object.hasOwn(TOOLS, name) ? TOOLS[name] : null;
     if (!tool) throw new Error(`There is no tool named ${name} here.`);
     const given = JSON.parse(argumentsText || "{}");
     if (given === null || typeof given !== "object" || Array.isArray(given)) throw new Error("The arguments are not an object.");
-    return JSON.stringify(tool.run(given));
+    const result = tool.run(given);
+    return typeof result === "string" ? result : JSON.stringify(result);
   } catch (error) {
     return JSON.stringify({ error: error.message });
   }
@@ -39,8 +40,8 @@ function clock(place) {
   const now = new Date();
   const zone = place ? zoneOf(String(place)) : Intl.DateTimeFormat().resolvedOptions().timeZone;
   if (!zone) throw new Error(`No time zone is known for ${place}.`);
-  const time = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "short", timeZone: zone }).format(now);
-  return { time, time_zone: zone };
+  const as = (style) => new Intl.DateTimeFormat("en-GB", { ...style, timeZone: zone }).format(now);
+  return `${as({ timeStyle: "short" })} on ${as({ dateStyle: "full" })} (${zone})`;
 }
 
 function zoneOf(place) {
