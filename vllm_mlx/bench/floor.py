@@ -19,7 +19,7 @@ from vllm_mlx.models.profile import read_profile
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Rates of the machine as MLX sees it, and what a model moves: `bytes_per_s` of a large copy (read and written),
+    """Rates of the machine as MLX sees it, and what a model moves: `bytes_per_s` as a step reads weights,
     `flop_per_s` of a square product, bytes and number of the model's weights."""
 
     bytes_per_s: float
@@ -34,7 +34,7 @@ class Floor:
 
     def __str__(self) -> str:
         return (
-            f"this machine copies {self.bytes_per_s / 1e9:.1f} GB/s and multiplies {self.flop_per_s / 1e9:.0f} GFLOP/s;"
+            f"this machine moves {self.bytes_per_s / 1e9:.1f} GB/s and multiplies {self.flop_per_s / 1e9:.0f} GFLOP/s;"
             f" a step reads {self.weights_bytes / 1e6:.0f} MB of weights, {self.step_ms(1):.2f} ms at least"
         )
 
