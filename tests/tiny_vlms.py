@@ -464,6 +464,37 @@ def _moondream(out: Path, model_type: str) -> dict[str, Any]:
     return dict(model_type=model_type, text_config=text, vision_config=vision, eos_token_id=0, bos_token_id=0)
 
 
+def _aya_vision(out: Path, model_type: str) -> dict[str, Any]:
+    specials = ["<pad>", "<bos>", "<|end|>", "<image>", "<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>"]
+    ids = make_tokenizer(
+        out, specials=specials, tokenizer_class="PreTrainedTokenizerFast", pad="<pad>", eos="<|end|>",
+        chat_template="<bos>" + _chat("[{{ m.role }}]", "<|end|>", "<image>", "[assistant]"),
+        extra={"bos_token": "<bos>"},
+    )  # fmt: skip
+    write_json(
+        out / "preprocessor_config.json",
+        dict(
+            _HALF, image_processor_type="GotOcr2ImageProcessor", processor_class="AyaVisionProcessor", do_resize=True,
+            size=dict(height=56, width=56), crop_to_patches=True, min_patches=1, max_patches=4,
+        ),
+    )  # fmt: skip
+    write_json(
+        out / "processor_config.json",
+        dict(processor_class="AyaVisionProcessor", patch_size=14, img_size=56, downsample_factor=2),
+    )
+    text = dict(
+        _TEXT, model_type="cohere2", head_dim=16, sliding_window=24, sliding_window_pattern=3, layer_norm_eps=1e-5,
+        rope_theta=1e4, logit_scale=1.0,
+    )  # fmt: skip
+    return dict(
+        model_type=model_type, image_token_index=ids["<|IMG_PATCH|>"], downsample_factor=2, vocab_size=VOCAB,
+        alignment_intermediate_size=128, eos_token_id=[ids["<|end|>"]], text_config=text,
+        vision_config=dict(
+            _TOWER, model_type="siglip_vision_model", num_hidden_layers=2, patch_size=14, image_size=56
+        ),
+    )  # fmt: skip
+
+
 VLM = {
     "qwen3_vl": _qwen3,
     "qwen3_vl_moe": _qwen3,
@@ -495,6 +526,8 @@ WHOLE = {
     "moondream2": _moondream,
     "moondream3": _moondream,
 }
+# Models without a family file; `tests/models/test_generic.py`.
+UNKNOWN = {"aya_vision": _aya_vision}
 # Models that hear; `tests/models/test_sound.py`.
 HEARING = {"gemma4_audio": _gemma4}
 
@@ -506,7 +539,7 @@ def build_vlm(name: str, out: Path) -> None:
     from mlx_vlm.utils import get_model_and_args, update_module_configs
 
     model_type = name.removesuffix("_mm")
-    config = {**VLM, **WHOLE, **HEARING}[model_type](out, model_type)
+    config = {**VLM, **WHOLE, **UNKNOWN, **HEARING}[model_type](out, model_type)
     write_json(out / "config.json", config)
     full = json.loads(json.dumps(config))
     full.setdefault("text_config", full.pop("llm_config", {}))

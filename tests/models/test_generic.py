@@ -46,6 +46,11 @@ def test_positions_are_asked_of_the_model(
     check_against_mlx_vlm(folder, loaded)
 
 
+def test_a_model_that_nobody_wrote_a_file_for(tiny_model: Callable[..., Path]) -> None:
+    folder = tiny_model("aya_vision")
+    check_against_mlx_vlm(folder, loader.load(folder))
+
+
 def check_against_mlx_vlm(folder: Path, loaded: Any) -> None:
     assert not loaded.profile.runs_batched and loaded.profile.shares_prefixes
     assert any("one request at a time" in note for note in loaded.profile.notes)
