@@ -26,7 +26,7 @@ PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 def server(tiny_model, tmp_path_factory) -> Iterator[ServerProcess]:
     flags = [text for name, value in DEFAULTS.items() for text in (f"--default-{name.replace('_', '-')}", str(value))]
     environment = {"VLLM_MLX_API_KEY": "sk-from-the-environment", "VLLM_MLX_REPETITION_POLICY": "off"}
-    flags += ["--cache-memory-percent", "0.0000001"]
+    flags += ["--cache-memory-percent", "0.0000001", "--speculation", "off"]
     log = tmp_path_factory.mktemp("sampling") / "log"
     with serving(tiny_model("qwen3"), *flags, log=log, environment=environment) as running:
         yield running
@@ -62,6 +62,12 @@ def test_a_tiny_share_of_the_memory_leaves_the_prefix_cache_its_least(server):
     lines = httpx.get(f"{server.url}/metrics", headers=KEY).text.splitlines()
     (budget,) = [line for line in lines if line.startswith("vllm_mlx:prefix_cache_budget_bytes")]
     assert float(budget.split()[-1]) == 100 * 2**20
+
+
+def test_without_speculation_nothing_is_guessed_of_an_answer_that_repeats_itself(server):
+    loop = {**NEUTRAL, "temperature": 0.0, "logit_bias": {"77": 100}}
+    say(server, **loop)
+    assert "spec_decode" not in httpx.get(f"{server.url}/metrics", headers=KEY).text
 
 
 def test_a_key_of_the_environment_is_asked_for_and_not_shown(server):

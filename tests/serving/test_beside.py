@@ -27,7 +27,7 @@ def server(tiny_model, tmp_path_factory) -> Iterator[ServerProcess]:
     ranker = tiny_encoders.build_cross_encoder("bert", folder / "ranker")
     whisper = build_whisper(folder / "whisper")
     flags = ["--embedding-model", str(embedder), "--rerank-model", str(ranker), "--stt-model", str(whisper)]
-    flags += ["--repetition-policy", "off"]
+    flags += ["--repetition-policy", "off", "--embedding-max-length", "32", "--max-audio-upload-mb", "1"]
     with serving(tiny_model("qwen3"), *flags, log=folder / "log") as running:
         yield running
         running.signal()
@@ -45,7 +45,7 @@ def test_the_sdk_gets_the_vectors_of_the_model(server):
     answer = client.embeddings.create(model="text-embedding-3-small", input=texts)
     numbers = client.embeddings.create(model="x", input=texts, encoding_format="float")
     model = load_embedder(answer.model)
-    rows = [TokenRow(tuple(model.tokenizer.encode(t, truncation=True, max_length=64))) for t in texts]
+    rows = [TokenRow(tuple(model.tokenizer.encode(t, truncation=True, max_length=32))) for t in texts]
     expected = model.compute(rows)
     for answered in (answer, numbers):
         assert np.abs(np.array([d.embedding for d in answered.data]) - expected).max() < 1e-5
@@ -54,6 +54,12 @@ def test_the_sdk_gets_the_vectors_of_the_model(server):
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model="x", input="")
     assert caught.value.param == "input.0"
+
+
+def test_a_clip_larger_than_the_flag_allows_is_413(server):
+    files = {"file": ("clip.wav", wav(10.0, rate=44_100, channels=2))}
+    refused = httpx.post(f"{server.url}/v1/audio/transcriptions", files=files, timeout=60)
+    assert refused.status_code == 413 and "1 MiB" in refused.json()["error"]["message"], refused.text
 
 
 def test_documents_are_ranked_by_the_model(server):
