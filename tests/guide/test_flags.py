@@ -101,7 +101,8 @@ def test_reasoning_ends_at_the_servers_limit_and_the_answer_follows(defaults):
 
 
 def test_a_frequency_penalty_of_old_is_a_repetition_penalty(defaults):
-    ask = {"temperature": 0, "max_tokens": 24, "prompt": "hi hi hi", "repetition_policy_override": "off"}
+    # Two tokens so close that the first is taken until it is punished.
+    ask = {"temperature": 0, "max_tokens": 12, "logit_bias": {"77": 50, "78": 49}, "repetition_policy_override": "off"}
     neutral = {"frequency_penalty": 0, "repetition_penalty": 1.0}
     by_flag, by_name, plain = (
         text_of(post(defaults, "completions", **ask, **fields))
