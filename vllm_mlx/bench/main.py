@@ -204,7 +204,7 @@ async def _targets(
         rival, python = rivals.RIVALS[name], options.rival_python[name]
         # In the other tables there is one rival, and its name is enough.
         title = f"{name} {rivals.version_of(rival, python)}, {{}}" if options.speed else f"{name}, {{}}"
-        for blas in rivals.Blas if options.speed else (rivals.Blas.OURS, rivals.Blas.INSTALLED):
+        for blas in rivals.Blas if options.speed or options.numbers else (rivals.Blas.OURS, rivals.Blas.INSTALLED):
             port = servers.free_port()
             console.print(f"starting {title.format(blas)} ...")
             command = rivals.command(rival, model, port, blas, python)
