@@ -1,4 +1,5 @@
 """How many files and connections this process may have open: importing mlx-lm lowers that, in part for good.
+
 Called around that import: it sets 2048, and 4096 as what can be had at most. No MLX here.
 """
 
