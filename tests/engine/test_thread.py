@@ -202,6 +202,15 @@ async def test_idle_moments_are_offered_again_after_each_message() -> None:
             assert await asyncio.to_thread(offered.acquire, timeout=10)
 
 
+async def test_an_idle_engine_is_offered_the_moment_again_when_nobody_writes() -> None:
+    with running(thread=MlxThread(idle_again_s=0.01)) as world:
+        offered = threading.Semaphore(0)
+        await world.thread.call(lambda: world.engine.on_idle.append(lambda: offered.release() is not None))
+        for _ in range(3):
+            assert await asyncio.to_thread(offered.acquire, timeout=10)
+        assert finals(await read(world.thread, request("r"))) == [FinishReason.LENGTH]
+
+
 async def test_stop_ends_the_thread_while_requests_are_pending_and_answers_them() -> None:
     with running(max_rows=1) as world:
         world.gate.close_after(8)

@@ -103,11 +103,12 @@ class Steps(Protocol):
 class MlxThread:
     """Runs engines in turns, for as long as there is one: it starts with the first and ends with the last.
 
-    When there is nothing to do, the engines' `idle` is called once, and again after each message: who wants it called
-    later sends an empty job.
+    When there is nothing to do, the engines' `idle` is called, and again after each message and every `idle_again_s`:
+    who wants it called sooner sends an empty job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_again_s: float = 30.0) -> None:
+        self._idle_again_s = idle_again_s
         self._inbox: queue.SimpleQueue[tuple[EngineThread, Message]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -145,7 +146,7 @@ class MlxThread:
         while True:
             if not any([engine.has_work for engine in engines]) and self._inbox.empty():
                 if not any([engine.idle() for engine in engines]):
-                    self._take(engines)
+                    self._take(engines, self._idle_again_s)
             while not self._inbox.empty():
                 self._take(engines)
             for engine in engines:
@@ -158,8 +159,12 @@ class MlxThread:
                     self._thread = None
                     return
 
-    def _take(self, engines: list[EngineThread]) -> None:
-        engine, message = self._inbox.get()
+    def _take(self, engines: list[EngineThread], timeout_s: float | None = None) -> None:
+        """Handle the next message; none when none comes within `timeout_s`."""
+        try:
+            engine, message = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return
         if isinstance(message, Open):
             engines.append(engine)
         started = time.monotonic()
