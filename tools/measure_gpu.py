@@ -36,7 +36,6 @@ from mlx_lm.models import qwen3  # noqa: E402
 
 from vllm_mlx.engine.assembly import EngineOptions, build_engine  # noqa: E402
 from vllm_mlx.engine.engine import Engine  # noqa: E402
-from vllm_mlx.engine.packing import PackLimits  # noqa: E402
 from vllm_mlx.engine.ranks import LeadRunner  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams  # noqa: E402
 from vllm_mlx.engine.runner import ModelRunner  # noqa: E402
@@ -58,14 +57,6 @@ SHAPES: dict[str, dict[str, Any]] = {
                intermediate_size=12288, tie_word_embeddings=False),
 }  # fmt: skip
 ROUNDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What a server on this backend would be told."""
-
-    slack_bytes: int = 512 << 20
-    pack_tokens: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +148,7 @@ class Ours:
         self,
         model: qwen3.Model,
         rows: int,
-        tuning: Tuning,
+        slack_bytes: int,
         lead: Callable[[ModelRunner], LeadRunner] | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()  # the engine reads the config to know what activations take
@@ -170,8 +161,7 @@ class Ours:
             max_rows=rows,
             prefill_step=2048,
             seed=0,
-            slack_bytes=tuning.slack_bytes,
-            pack_limits=PackLimits(tuning.pack_tokens // 4, tuning.pack_tokens),
+            slack_bytes=slack_bytes,
         )
         self.text_model = TextModel(model, profile)
         self.tokens: dict[str, list[int]] = defaultdict(list)
@@ -242,14 +232,14 @@ def measure(
     contexts: Sequence[str],
     num_steps: int,
     with_theirs: bool,
-    tuning: Tuning,
+    slack_bytes: int,
 ) -> Iterator[Case]:
     """One case for each number of rows and each context."""
     bandwidth = copy_bandwidth()
     model = make_model(name, bits)
     plain = twin_of(model, bits) if with_theirs else None
     for num_rows in rows:
-        ours = Ours(model, num_rows, tuning)
+        ours = Ours(model, num_rows, slack_bytes)
         for context in contexts:
             found: dict[str, list[Any]] = {"ours": [], "theirs": []}
             error = ""
@@ -279,7 +269,7 @@ def measure(
 
 def measure_host(num_rows: int = 256, num_steps: int = 30) -> dict[str, float]:
     """Milliseconds a step of the parts that are the host's alone."""
-    ours = Ours(make_model("tiny", 16), num_rows, Tuning(16 << 20, 1024))
+    ours = Ours(make_model("tiny", 16), num_rows, 16 << 20)
     runner: Any = ours.engine.runner
     engine, spent = ours.engine, {"plan": 0.0, "sample": 0.0, "commit": 0.0, "publish": 0.0}
 
@@ -341,9 +331,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--host", action="store_true", help="the host's part of a step of 256 rows, and nothing else")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--slack-mib", type=int, default=512, help="spent on padding rather than on groups of rows")
-    parser.add_argument("--pack-tokens", type=int, default=1024, help="of prompts computed in one forward")
     options = parser.parse_args(argv)
-    tuning = Tuning(options.slack_mib << 20, options.pack_tokens)
     facts = {"device": str(mx.default_device()), "mlx": mx.__version__,
              "copy_GB_s": copy_bandwidth() / 1e9, "matmul_TFLOP_s": matmul_rate() / 1e12}  # fmt: skip
     print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()), flush=True)
@@ -356,7 +344,7 @@ def main(argv: Sequence[str]) -> None:
         for name in options.models.split(","):
             for bits in map(int, options.bits.split(",")):
                 rows, contexts = [int(n) for n in options.rows.split(",")], options.contexts.split(",")
-                for c in measure(name, bits, rows, contexts, options.steps, not options.alone, tuning):
+                for c in measure(name, bits, rows, contexts, options.steps, not options.alone, options.slack_mib << 20):
                     cases.append(c)
                     shown = [c.ours_ms, c.wait_ms, c.theirs_ms, c.floor_ms, c.prefill_ours_s, c.prefill_theirs_s]
                     print(

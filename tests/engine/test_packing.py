@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from vllm_mlx.engine.packing import CPU_LIMITS, MAX_PADDING, PackLimits, pack_chunks
+from vllm_mlx.engine.packing import MAX_CHUNK_TOKENS, MAX_PACK_TOKENS, MAX_PADDING, pack_chunks
 from vllm_mlx.engine.step import Chunk
 
 
@@ -21,7 +21,7 @@ def test_every_chunk_is_in_one_pack_that_wastes_little() -> None:
         for pack in packs:
             longest = max(c.end - c.start for c in pack)
             if len(pack) > 1:
-                assert longest <= CPU_LIMITS.chunk_tokens and len(pack) * longest <= CPU_LIMITS.pack_tokens
+                assert longest <= MAX_CHUNK_TOKENS and len(pack) * longest <= MAX_PACK_TOKENS
                 assert len(pack) * longest <= MAX_PADDING * sum(c.end - c.start for c in pack)
 
 
@@ -32,9 +32,3 @@ def test_a_burst_of_short_prompts_is_one_pack() -> None:
 def test_long_pasts_are_not_padded_to_by_short_ones() -> None:
     assert len(pack_chunks([chunk(0, 20, "new"), chunk(4000, 20, "old")])) == 2
     assert len(pack_chunks([chunk(4000, 20, "a"), chunk(4000, 21, "b")])) == 1
-
-
-def test_wider_limits_pack_longer_chunks() -> None:
-    chunks = [chunk(0, 500, f"r{i}") for i in range(8)]
-    assert len(pack_chunks(chunks)) == 8
-    assert len(pack_chunks(chunks, PackLimits(chunk_tokens=512, pack_tokens=2048))) == 2

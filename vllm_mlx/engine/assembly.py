@@ -17,7 +17,6 @@ from vllm_mlx.engine.engine import Engine, Publish, Runner
 from vllm_mlx.engine.kv_cache import Quantization
 from vllm_mlx.engine.media_cache import MediaCache
 from vllm_mlx.engine.mtp_draft import MtpDraft
-from vllm_mlx.engine.packing import CPU_LIMITS, PackLimits
 from vllm_mlx.engine.prefix_cache import PrefixCache
 from vllm_mlx.engine.ranks import LeadRunner
 from vllm_mlx.engine.runner import ModelRunner
@@ -56,7 +55,6 @@ class EngineOptions:
     prefix_cache_bytes: int
     activation_bytes: int = 1 << 30
     slack_bytes: int = 16 << 20
-    pack_limits: PackLimits = CPU_LIMITS
     max_rows: int = 256
     max_tokens_per_step: int = 2048
     prefill_step: int = 512
@@ -160,7 +158,6 @@ def build_runner(
             media_cache=MediaCache(budget_bytes=options.encoder_cache_bytes),
             checkpoint_step=options.block_size if keeps_prefixes else 0,
             slack_bytes=min(options.slack_bytes, options.memory_bytes // 32),
-            pack_limits=options.pack_limits,
             is_invariant=options.batch_invariant,
             samples=samples,
             seed=options.seed,

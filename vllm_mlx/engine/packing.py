@@ -8,32 +8,24 @@ what lies before them, share one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vllm_mlx.engine.step import Chunk
 
-
-@dataclass(frozen=True, slots=True)
-class PackLimits:
-    """Chunks longer than `chunk_tokens` fill the device by themselves; `pack_tokens` counts a pack's pads too."""
-
-    chunk_tokens: int = 256
-    pack_tokens: int = 1024
-
-
-CPU_LIMITS = PackLimits()
+# Longer chunks fill the device by themselves. Packs of 8192 tokens were tried on a GPU (docs/benchmarks/gpu.md).
+MAX_CHUNK_TOKENS = 256
+MAX_PACK_TOKENS = 1024
 # Tokens a pack is padded to, for each real one; and the same counted with the tokens before the chunks.
 MAX_PADDING = 1.3
 
 
-def pack_chunks(chunks: Sequence[Chunk], limits: PackLimits = CPU_LIMITS) -> list[tuple[Chunk, ...]]:
+def pack_chunks(chunks: Sequence[Chunk]) -> list[tuple[Chunk, ...]]:
     """The chunks, each in exactly one pack; a pack of one is computed alone."""
     packs: list[list[Chunk]] = []
     open_pack: list[Chunk] = []
     for chunk in sorted(chunks, key=lambda c: (c.start, c.end)):
-        if chunk.end - chunk.start > limits.chunk_tokens:
+        if chunk.end - chunk.start > MAX_CHUNK_TOKENS:
             packs.append([chunk])
-        elif open_pack and _fits([*open_pack, chunk], limits):
+        elif open_pack and _fits([*open_pack, chunk]):
             open_pack.append(chunk)
         else:
             open_pack = [chunk]
@@ -41,10 +33,10 @@ def pack_chunks(chunks: Sequence[Chunk], limits: PackLimits = CPU_LIMITS) -> lis
     return [tuple(pack) for pack in packs]
 
 
-def _fits(chunks: Sequence[Chunk], limits: PackLimits) -> bool:
+def _fits(chunks: Sequence[Chunk]) -> bool:
     counts = [c.end - c.start for c in chunks]
     num_padded = len(chunks) * max(counts)
-    if num_padded > limits.pack_tokens or num_padded > MAX_PADDING * sum(counts):
+    if num_padded > MAX_PACK_TOKENS or num_padded > MAX_PADDING * sum(counts):
         return False
     span = len(chunks) * (max(c.start for c in chunks) + max(counts))
     return span <= MAX_PADDING * sum(c.end for c in chunks)

@@ -36,7 +36,7 @@ from vllm_mlx.engine.kv_cache import (
 from vllm_mlx.engine.kv_pack import packed_entries
 from vllm_mlx.engine.logits import logprobs_at
 from vllm_mlx.engine.media_cache import MediaCache
-from vllm_mlx.engine.packing import CPU_LIMITS, PackLimits, pack_chunks
+from vllm_mlx.engine.packing import pack_chunks
 from vllm_mlx.engine.prefix_cache import Lease
 from vllm_mlx.engine.sampler import BatchSampler, SampledBatch, SamplingRow, read_logprobs
 from vllm_mlx.engine.sequence import Sequence
@@ -100,7 +100,6 @@ class ModelRunner:
         media_cache: MediaCache[Features] | None = None,
         checkpoint_step: int = 0,
         slack_bytes: int = 16 << 20,
-        pack_limits: PackLimits = CPU_LIMITS,
         is_invariant: bool = False,
         samples: bool = True,
         seed: int | None = None,
@@ -108,7 +107,6 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self._samples = samples
-        self._pack_limits = pack_limits
         self.layout = Layout(model.make_cache, quantization)
         self.footprint: Footprint = measure_footprint(
             self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
@@ -254,7 +252,7 @@ class ModelRunner:
         sampled = self._decode(seats, drafts) if seats else None
         alone = [c for c in plan.chunks if not self._can_be_packed(c)]
         together = [c for c in plan.chunks if self._can_be_packed(c)]
-        for pack in [*((c,) for c in alone), *pack_chunks(together, self._pack_limits)]:
+        for pack in [*((c,) for c in alone), *pack_chunks(together)]:
             self._prefill_pack(pack) if len(pack) > 1 else self._prefill(pack[0])
         overlap = not any(seat.sampling.needs_host_token for seat in seats)
         overlap = overlap and not any(drafts) and not self._expects_drafts(seats, plan)

@@ -35,9 +35,13 @@ COMPOSES_MASKED = mx.cuda.is_available()
 _KNOWN = {f"mlx_lm.models.{name}.Attention": name in WITH_NORMS for name in (*PLAIN, *WITH_NORMS)}
 
 
+def _name_of(inner: nn.Module) -> str:
+    return f"{type(inner).__module__}.{type(inner).__qualname__}"
+
+
 def is_joint(inner: nn.Module) -> bool:
     """Whether `JointAttention` knows what this module computes."""
-    return f"{type(inner).__module__}.{type(inner).__qualname__}" in _KNOWN
+    return _name_of(inner) in _KNOWN
 
 
 def by_group(inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> ByGroup:
@@ -60,7 +64,7 @@ class JointAttention(ByGroup):
 
     def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
         super().__init__(inner, names, window)
-        self._has_norms = _KNOWN[f"{type(inner).__module__}.{type(inner).__qualname__}"]
+        self._has_norms = _KNOWN[_name_of(inner)]
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         groups: Sequence[Group] | None = getattr(cache, "groups", None)
