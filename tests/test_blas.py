@@ -174,3 +174,49 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 """
     run_python(code, XDG_CACHE_HOME=str(blas.cache_folder().parent))
+
+
+SOFTMAX, EXP, SWIGLU = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "246")
+
+
+@settings(max_examples=120, deadline=None)
+@given(m=st.integers(1, 9), n=st.integers(1, 100), level=st.integers(0, 2), seed=st.integers(0, 2**32 - 1))
+def test_a_row_s_softmax_is_numpy_s_over_its_visible_columns(shim, m, n, level, seed):
+    shim.configure(64, 1, level)
+    rng = np.random.default_rng(seed)
+    x = random_matrix(seed, m, n, 0) * 8
+    ranges = np.sort(rng.integers(0, n + 1, (m, 2)), axis=1).astype(np.float32)
+    result = product(shim, ranges, np.zeros((2, n), np.float32), b_trans=False, alpha=SOFTMAX, beta=1, c=x)
+    expected = np.zeros((m, n))
+    for row, (begin, end) in enumerate(ranges.astype(int).tolist()):
+        if begin < end:
+            powers = np.exp(x[row, begin:end].astype(np.float64) - x[row, begin:end].max())
+            expected[row, begin:end] = powers / powers.sum()
+    np.testing.assert_allclose(result, expected, rtol=2e-5)
+    alone = product(shim, ranges[:1], np.zeros((2, n), np.float32), b_trans=False, alpha=SOFTMAX, beta=1, c=x[:1])
+    assert np.array_equal(alone[0], result[0])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_exponentials_are_exact_to_two_units_and_keep_what_is_no_number(shim, level):
+    shim.configure(64, 1, level)
+    x = np.concatenate([np.linspace(-87.2, 88.6, 4001), [0.0, -0.0, -200.0, -np.inf, 88.8, np.inf, np.nan]])
+    x = x.astype(np.float32)[None]
+    one, many = np.zeros((1, 1), np.float32), np.zeros((1, x.shape[1]), np.float32)
+    result = product(shim, one, many, b_trans=False, alpha=EXP, beta=1, c=x)[0]
+    exact = np.exp(x[0, :4001].astype(np.float64))
+    assert np.max(np.abs(result[:4001] / exact - 1)) < 2.5e-7
+    assert result[4001:].tolist()[:6] == [1, 1, 0, 0, np.inf, np.inf] and np.isnan(result[-1])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_swiglu_gates_by_the_other_matrix(shim, level, columns):
+    shim.configure(64, 1, level)
+    gate, up = random_matrix(1, 37, columns, 0) * 20, random_matrix(2, 37, 1, 0)
+    result = product(shim, up, np.ones((1, columns), np.float32), b_trans=False, alpha=SWIGLU, beta=1, c=gate)
+    expected = gate / (1 + np.exp(-gate.astype(np.float64))) * up
+    if columns == 1:  # as Python asks for it
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-9)
+    else:  # the first column of what lies strided
+        np.testing.assert_allclose(result[:, :1], expected[:, :1], rtol=1e-5, atol=1e-9)

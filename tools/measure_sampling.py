@@ -10,6 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 
+from vllm_mlx import blas
+
+REPORT = blas.load()
+
+# ruff: noqa: E402  (MLX is imported after the BLAS it is to use)
 import mlx.core as mx
 import numpy as np
 
@@ -57,7 +62,7 @@ def main() -> None:
             mx.eval(run())
             times[name].append((time.perf_counter() - start) * 1e3)
     plain = statistics.median(times["top_p 0.95, full sort"])
-    print(f"{num_rows} rows, vocabulary {vocab}, {mx.default_device()}")
+    print(f"{num_rows} rows, vocabulary {vocab}, {mx.default_device()}, {REPORT}")
     for name, ms in times.items():
         print(f"{name:24s} {statistics.median(ms):8.2f} ms   full sort / this = {plain / statistics.median(ms):6.1f}")
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NATIVE = Path(__file__).parent / "native"
-SOURCES = ("gemm.c", "gemm_kernel.h")
+SOURCES = ("gemm.c", "gemm_kernel.h", "row_kernel.h")
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 # Products of more rows than this are as fast, or faster, in OpenBLAS (docs/benchmarks/cpu-blas.md).

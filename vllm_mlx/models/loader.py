@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx_lm.models.activations
 import mlx_lm.utils
 
 from ..errors import ModelLoadError
+from . import row_kernels
 from .base import LanguageModel
 from .memory import available_memory_bytes
 from .mtp import MtpTextModel, read_head
@@ -58,6 +60,7 @@ def load(
     `with_head`: with the checkpoint's head for the token after next, if it has one (`mtp.py`).
     `--dtype auto` makes float32 of the weights on a CPU only if they then take at most `unpack_limit_bytes`.
     """
+    row_kernels.install(mlx_lm.models.activations)
     profile = read_profile(path)
     if mllm and not profile.is_multimodal:
         raise ModelLoadError(f"{profile.name} has no image, video or audio encoder; serve it without --mllm.")

@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx_vlm.models.activations
 import mlx_vlm.utils
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
+from . import row_kernels
 from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
@@ -115,6 +117,7 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
         raise ModelLoadError(
             f"{profile.name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
         )
+    row_kernels.install(mlx_vlm.models.activations)
     with loading(profile):
         model = mlx_vlm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         apply_precision(model, precision)

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import ModelLoadError
+from . import huge_pages
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -83,6 +84,7 @@ def apply_precision(model: nn.Module, precision: Precision) -> None:
             mx.eval(pending)
             pending, pending_bytes = [], 0
     mx.eval(pending)
+    huge_pages.merge(array for _, array in tree_flatten(model.parameters()))
 
 
 def dequantize(model: nn.Module, dtype: mx.Dtype) -> None:

@@ -7,6 +7,7 @@
  * The kernels sum each element of the result in one fixed order, whatever the number of rows and threads: a row's
  * result does not depend on the rows computed beside it.
  */
+#include <math.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -36,8 +37,28 @@ typedef struct {
 
 typedef void (*kernel)(const product *, ptrdiff_t n_begin, ptrdiff_t n_end);
 
+/* Row operations (row_kernel.h). They come as products C = alpha * A B + C whose alpha is one of these numbers, which no
+ * product is ever scaled by: a BLAS call is the one place where MLX lets foreign code work on its arrays in its turn. */
+#define ROW_SOFTMAX 0x1.fffff2p127f /* C's rows; A is their first visible column and the one after the last, or one column */
+#define ROW_EXP 0x1.fffff4p127f     /* C */
+#define ROW_SWIGLU 0x1.fffff6p127f  /* C, the gate, by A; both one column */
+
+typedef struct {
+  void (*softmax)(float *row, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t width);
+  void (*exponentials)(float *x, ptrdiff_t count);
+  void (*swiglu)(float *gate, const float *up, ptrdiff_t count);
+} row_kernels;
+
 /* 64 rows by 1024 floats are 256 KiB: within the second-level cache of any machine since 2010. */
 enum { ROW_BLOCK = 64, K_BLOCK = 1024 };
+
+typedef float quad __attribute__((vector_size(16)));
+typedef int32_t quad_index __attribute__((vector_size(16)));
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (quad_index){i, j, k, l})
+#endif
 
 #define TILE_NAME_(name, isa) name##_##isa
 #define TILE_NAME(name, isa) TILE_NAME_(name, isa)
@@ -48,12 +69,14 @@ enum { ROW_BLOCK = 64, K_BLOCK = 1024 };
 #define LANES 16
 #define NT_COLS 4
 #define NN_VECS 4
+#include "row_kernel.h"
 #include "gemm_kernel.h"
 #define ISA avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
 #define NT_COLS 2
 #define NN_VECS 2
+#include "row_kernel.h"
 #include "gemm_kernel.h"
 #endif
 #define ISA plain
@@ -61,6 +84,7 @@ enum { ROW_BLOCK = 64, K_BLOCK = 1024 };
 #define LANES 4
 #define NT_COLS 2
 #define NN_VECS 2
+#include "row_kernel.h"
 #include "gemm_kernel.h"
 
 static struct {
@@ -69,6 +93,7 @@ static struct {
   ptrdiff_t max_rows; /* products with more rows are forwarded */
   int threads;
   kernel nt, nn;
+  row_kernels rows;
 } config;
 
 /* ---- a pool of threads that share the columns of one product ---- */
@@ -172,17 +197,57 @@ int vllm_mlx_gemm_configure(void *sgemm, void *dgemm, void *cgemm, int is_64bit,
   config.threads = threads < 1 ? 1 : threads;
   config.nt = nt_plain;
   config.nn = nn_plain;
+  config.rows = (row_kernels){softmax_plain, exponentials_plain, swiglu_plain};
 #if defined(__x86_64__)
-  if (level == 1) config.nt = nt_avx2, config.nn = nn_avx2;
-  if (level == 2) config.nt = nt_avx512, config.nn = nn_avx512;
+  if (level == 1) {
+    config.nt = nt_avx2, config.nn = nn_avx2;
+    config.rows = (row_kernels){softmax_avx2, exponentials_avx2, swiglu_avx2};
+  }
+  if (level == 2) {
+    config.nt = nt_avx512, config.nn = nn_avx512;
+    config.rows = (row_kernels){softmax_avx512, exponentials_avx512, swiglu_avx512};
+  }
 #endif
   return level;
+}
+
+/* ---- row operations ---- */
+
+static ptrdiff_t clamped(float column, ptrdiff_t least, ptrdiff_t most) {
+  ptrdiff_t at = (ptrdiff_t)column;
+  return at < least ? least : at > most ? most : at;
+}
+
+/* Whether the product stood for a row operation. `step_row` and `step_col` lead through A, which may lie transposed. */
+static int row_operation(const product *p, ptrdiff_t step_row, ptrdiff_t step_col) {
+  if (p->alpha == ROW_SOFTMAX) {
+    for (ptrdiff_t i = 0; i < p->m; i++) {
+      const float *range = p->a + i * step_row;
+      ptrdiff_t begin = p->k == 2 ? clamped(range[0], 0, p->n) : 0;
+      ptrdiff_t end = p->k == 2 ? clamped(range[step_col], begin, p->n) : p->n;
+      config.rows.softmax(p->c + i * p->ldc, begin, end, p->n);
+    }
+  } else if (p->alpha == ROW_EXP) {
+    for (ptrdiff_t i = 0; i < p->m; i++) config.rows.exponentials(p->c + i * p->ldc, p->n);
+  } else if (p->alpha == ROW_SWIGLU) {
+    if (p->n == 1 && p->ldc == 1 && step_row == 1)
+      config.rows.swiglu(p->c, p->a, p->m);
+    else
+      for (ptrdiff_t i = 0; i < p->m; i++) config.rows.swiglu(p->c + i * p->ldc, p->a + i * step_row, 1);
+  } else {
+    return 0;
+  }
+  return 1;
 }
 
 /* ---- the three functions MLX calls ---- */
 
 void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
+  if (alpha >= ROW_SOFTMAX && order == ROW_MAJOR) {
+    product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};
+    if (row_operation(&p, trans_a == TRANS ? 1 : lda, trans_a == TRANS ? lda : 1)) return;
+  }
   if (order == ROW_MAJOR && trans_a == NO_TRANS && m <= config.max_rows && m > 0 && n > 0 && k > 0 &&
       (trans_b == TRANS || trans_b == NO_TRANS)) {
     product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};

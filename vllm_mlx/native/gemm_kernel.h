@@ -8,6 +8,8 @@
 #define LOAD TILE_NAME(load, ISA)
 #define STORE TILE_NAME(store, ISA)
 #define SUM TILE_NAME(sum, ISA)
+#define QUARTER TILE_NAME(quarter, ISA)
+#define SUMS TILE_NAME(sums, ISA)
 #define PUT TILE_NAME(put, ISA)
 #define NT_TILE TILE_NAME(nt_tile, ISA)
 #define NN_TILE TILE_NAME(nn_tile, ISA)
@@ -23,12 +25,26 @@ INLINE VEC LOAD(const float *p) {
 
 INLINE void STORE(float *p, VEC v) { memcpy(p, &v, sizeof v); }
 
+/* Four partial sums of a vector's lanes: its halves added until four lanes are left. */
+INLINE quad QUARTER(VEC v) {
+  quad parts[LANES / 4];
+  memcpy(parts, &v, sizeof v);
+  for (int width = LANES / 8; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+  return parts[0];
+}
+
 INLINE float SUM(VEC v) {
-  float lanes[LANES];
-  memcpy(lanes, &v, sizeof v);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
+  quad q = QUARTER(v);
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+/* SUM of four vectors at once, in the same order. */
+INLINE quad SUMS(const VEC *v) {
+  quad a = QUARTER(v[0]), b = QUARTER(v[1]), c = QUARTER(v[2]), d = QUARTER(v[3]);
+  quad ab = SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
+  quad cd = SHUFFLE(c, d, 0, 1, 4, 5) + SHUFFLE(c, d, 2, 3, 6, 7);
+  return SHUFFLE(ab, cd, 0, 2, 4, 6) + SHUFFLE(ab, cd, 1, 3, 5, 7);
 }
 
 /* The sum of the block of K that begins at k0. beta 0 must not read C, which may hold NaN. */
@@ -54,17 +70,27 @@ INLINE void NT_TILE(const product *p, ptrdiff_t row, ptrdiff_t col, ptrdiff_t k0
     for (int j = 0; j < cols; j++) {
       const float *from = b + j * p->ldb + k;
       VEC w = LOAD(from);
-      /* The first rows meet new weights: ask for the next columns', which the hardware does not foresee. */
-      if (is_first) __builtin_prefetch(from + cols * p->ldb);
+      /* The first rows meet new weights: ask for later columns', which the hardware does not foresee. */
+      if (is_first) {
+        __builtin_prefetch(from + 4 * cols * p->ldb, 0, 2);
+        __builtin_prefetch(from + cols * p->ldb);
+      }
       for (int i = 0; i < rows; i++) acc[i][j] += x[i] * w;
     }
   }
-  for (int i = 0; i < rows; i++)
-    for (int j = 0; j < cols; j++) {
-      float sum = SUM(acc[i][j]);
-      for (ptrdiff_t t = k; t < end; t++) sum += a[i * p->lda + t] * b[j * p->ldb + t];
-      PUT(p, row + i, col + j, sum, k0);
+  for (int i = 0; i < rows; i++) {
+    float sums[NT_COLS];
+    if (cols == 4) {
+      quad four = SUMS(acc[i]);
+      memcpy(sums, &four, sizeof four);
+    } else {
+      for (int j = 0; j < cols; j++) sums[j] = SUM(acc[i][j]);
     }
+    for (int j = 0; j < cols; j++) {
+      for (ptrdiff_t t = k; t < end; t++) sums[j] += a[i * p->lda + t] * b[j * p->ldb + t];
+      PUT(p, row + i, col + j, sums[j], k0);
+    }
+  }
 }
 
 /* A block of rows over a block of K stays in cache while the columns stream by. */
@@ -117,6 +143,7 @@ TARGET static void TILE_NAME(nn, ISA)(const product *p, ptrdiff_t n_begin, ptrdi
   for (; col + NN_VECS * LANES <= n_end; col += NN_VECS * LANES) {
     ptrdiff_t row = 0;
     for (; row + 4 <= p->m; row += 4) NN_TILE(p, row, col, 4, NN_VECS);
+    for (; row + 2 <= p->m; row += 2) NN_TILE(p, row, col, 2, NN_VECS);
     for (; row < p->m; row++) NN_TILE(p, row, col, 1, NN_VECS);
   }
   for (; col + LANES <= n_end; col += LANES) {
@@ -137,6 +164,8 @@ TARGET static void TILE_NAME(nn, ISA)(const product *p, ptrdiff_t n_begin, ptrdi
 #undef LOAD
 #undef STORE
 #undef SUM
+#undef QUARTER
+#undef SUMS
 #undef PUT
 #undef NT_TILE
 #undef NN_TILE

@@ -1,0 +1,117 @@
+"""Our CPU kernels against MLX's own operations."""
+
+from __future__ import annotations
+
+import sys
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_mlx.models import huge_pages, row_kernels
+
+needs_kernels = pytest.mark.skipif(
+    sys.platform != "linux" or mx.default_device().type != mx.cpu, reason="other backends have kernels of their own"
+)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)) * scale
+
+
+@needs_kernels
+def test_the_kernels_are_there():
+    assert row_kernels.are_available()
+
+
+@needs_kernels
+@settings(max_examples=80, deadline=None)
+@given(
+    batch=st.integers(1, 3), kv_heads=st.integers(1, 3), group=st.integers(1, 4), length=st.integers(1, 300),
+    before=st.integers(0, 700), kind=st.sampled_from(["none", "causal", "bool", "heads", "added"]),
+    seed=st.integers(0, 1000), spare=st.integers(0, 3),
+)  # fmt: skip
+def test_attention_is_mlx_s(batch, kv_heads, group, length, before, kind, seed, spare):
+    span, dim = before + length, 16
+    q = random(batch, length, kv_heads * group, dim, seed=seed).swapaxes(1, 2)
+    k = random(batch, kv_heads, span + spare, dim, seed=seed + 1)[:, :, :span]
+    v = random(batch, kv_heads, span + spare, dim, seed=seed + 2)[:, :, :span]
+    mask: mx.array | str | None = None if kind == "none" else "causal"
+    if kind in ("bool", "heads"):
+        heads = kv_heads * group if kind == "heads" else 1
+        mask = (random(batch, heads, length, span, seed=seed + 3) > 0) | (mx.arange(span) == 0)
+    elif kind == "added":
+        mask = random(length, span, seed=seed + 3)
+    ours = row_kernels.attention(q, k, v, scale=0.3, mask=mask)
+    mlx_s = row_kernels._mlx_attention(q, k, v, scale=0.3, mask=mask)
+    assert ours.shape == mlx_s.shape
+    assert mx.allclose(ours, mlx_s, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_attention_goes_through_blocks_that_leave_out_later_keys(monkeypatch):
+    monkeypatch.setattr(row_kernels, "_MOST_SCORES", 4 * 64 * 400)
+    monkeypatch.setattr(row_kernels, "_FEWEST_ROWS", 1)
+    q, k, v = random(1, 4, 300, 16), random(1, 2, 400, 16, seed=1), random(1, 2, 400, 16, seed=2)
+    for mask in (None, "causal"):
+        ours = row_kernels.attention(q, k, v, scale=0.3, mask=mask)
+        assert mx.allclose(ours, row_kernels._mlx_attention(q, k, v, scale=0.3, mask=mask), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_a_decode_row_does_not_depend_on_its_neighbours():
+    q, k, v = random(8, 4, 1, 16), random(8, 2, 700, 16, seed=1), random(8, 2, 700, 16, seed=2)
+    lengths = mx.array([3, 50, 700, 699, 120, 121, 128, 256])
+    mask = (mx.arange(700) < lengths[:, None])[:, None, None]
+    together = row_kernels.attention(q, k, v, scale=0.25, mask=mask)
+    for i in (0, 2, 7):
+        own = slice(i, i + 1)
+        alone = row_kernels.attention(q[own], k[own], v[own], scale=0.25, mask=mask[own])
+        assert mx.array_equal(alone[0], together[i])
+
+
+@needs_kernels
+def test_numbers_that_are_none_stay_visible_as_such():
+    x = random(4, 512)
+    x[1, 300] = mx.nan
+    probabilities = row_kernels.softmax(x)
+    assert mx.isnan(probabilities[1]).all() and not mx.isnan(probabilities[0]).any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(7, 300), (2, 5, 512), (1, 1024)])
+def test_softmax_exp_and_swiglu_are_mlx_s(shape):
+    x, up = random(*shape, scale=4.0), random(*shape, seed=1)
+    assert mx.allclose(row_kernels.softmax(x), mx.softmax(x, axis=-1), rtol=1e-4, atol=1e-9)
+    assert mx.allclose(row_kernels.exp(x), mx.exp(x), rtol=1e-5)
+    assert mx.allclose(row_kernels.swiglu(x, up), row_kernels._mlx_swiglu(x, up), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_other_dtypes_go_mlx_s_way(dtype):
+    x = random(4, 512).astype(dtype)
+    assert mx.array_equal(row_kernels.softmax(x), mx.softmax(x, axis=-1))
+    assert mx.array_equal(row_kernels.exp(x), mx.exp(x))
+    q, k = random(1, 4, 64, 16).astype(dtype), random(1, 4, 64, 16).astype(dtype)
+    ours = row_kernels.attention(q, k, k, scale=0.3, mask="causal")
+    assert mx.array_equal(ours, row_kernels._mlx_attention(q, k, k, scale=0.3, mask="causal"))
+
+
+def test_without_the_library_all_is_mlx_s(monkeypatch):
+    monkeypatch.setattr(row_kernels, "are_available", lambda: False)
+    x = random(4, 512)
+    assert mx.array_equal(row_kernels.softmax(x), mx.softmax(x, axis=-1))
+    assert mx.array_equal(row_kernels.exp(x), mx.exp(x))
+    q = random(1, 4, 64, 16)
+    sinks = mx.zeros((4,))
+    ours = row_kernels.attention(q, q, q, scale=0.3, mask=None, sinks=sinks)
+    assert mx.array_equal(ours, row_kernels._mlx_attention(q, q, q, scale=0.3, mask=None, sinks=sinks))
+
+
+@needs_kernels
+def test_weights_in_huge_pages_keep_their_values():
+    arrays = [mx.full((1024, 1024), float(i)) for i in range(6)] + [mx.ones((3,), dtype=mx.bfloat16)]
+    mx.eval(arrays)
+    assert huge_pages.merge(arrays) >= 0
+    assert all(bool((array == i).all()) for i, array in enumerate(arrays[:6]))

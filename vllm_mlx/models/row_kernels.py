@@ -1,0 +1,156 @@
+"""Softmax, exponentials, SwiGLU and attention that do not crawl on a Linux CPU. MLX thread only.
+
+MLX's CPU backend on Linux computes e**x one element at a time, in 12 to 20 ns, and composes attention of that: of a
+prefill chunk's attention four fifths are softmax. `native/row_kernel.h` does the same a vector at a time. MLX lets
+foreign code work on its arrays in one place, a BLAS call, so the kernels sit behind a product with an `alpha` that no
+product has: they take their turn in MLX's graph like any other operation and nothing waits for them.
+
+Where the library is not in the process (macOS, CUDA, no compiler) `are_available` is false, which a product asked for
+the right answer finds out, and everything here is MLX's own operation. All take float32 alone; other dtypes go MLX's
+way too. `tests/models/test_row_kernels.py` compares the two ways.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.models.activations as lm_activations
+import numpy as np
+
+# The numbers in native/gemm.c.
+_SOFTMAX, _EXP, _SWIGLU = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "246")
+# Below this many numbers MLX's own way is as quick.
+_LEAST_SIZE = 1024
+# Scores held at once, as floats: 8 MiB lie in the caches, and what a chunk needs does not grow with its context.
+_MOST_SCORES = 2 << 20
+# Rows of queries from which a product of scores is computed at full speed.
+_FEWEST_ROWS = 128
+
+_mlx_attention = mx.fast.scaled_dot_product_attention
+_mlx_swiglu = lm_activations.swiglu
+
+
+@functools.cache
+def are_available() -> bool:
+    """Whether the kernels are in this process, and answer."""
+    if mx.default_device().type != mx.cpu:
+        return False
+    x = mx.array([[0.5, 1.5, -1.0]])
+    softmax = _operation(_SOFTMAX, x, mx.array([[0.0, 2.0]]))
+    swiglu = _operation(_SWIGLU, x.reshape(-1, 1), x.reshape(-1, 1))
+    expected = mx.concatenate([mx.softmax(x[:, :2], axis=-1), mx.zeros((1, 1))], axis=-1)
+    is_right = [mx.allclose(_operation(_EXP, x), mx.exp(x)), mx.allclose(softmax, expected)]
+    return all(map(bool, [*is_right, mx.allclose(swiglu[:, 0], x[0] * x[0] * mx.sigmoid(x[0]))]))
+
+
+def install(activations: ModuleType) -> None:
+    """Let model code find `attention` and `swiglu` where it looks for MLX's and its own, if the kernels are there.
+
+    `activations` is the module that a stack's models take their `swiglu` from; call before it loads one.
+    """
+    if are_available():
+        mx.fast.scaled_dot_product_attention = attention
+        activations.swiglu = swiglu  # type: ignore[attr-defined]
+
+
+def _operation(code: float, x: mx.array, argument: mx.array | None = None) -> mx.array:
+    """The kernel `code` on float32 [..., M, N]; `argument` is [..., M, 1] or [..., M, 2]."""
+    if argument is None:
+        argument = mx.zeros((*x.shape[:-1], 1))
+    return mx.addmm(x, argument, mx.zeros((argument.shape[-1], x.shape[-1])), alpha=code)
+
+
+def exp(x: mx.array) -> mx.array:
+    """e**x of [..., N]."""
+    if x.dtype != mx.float32 or x.ndim < 2 or x.size < _LEAST_SIZE or not are_available():
+        return mx.exp(x)
+    return _operation(_EXP, x)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Along the last axis of [..., N]."""
+    if x.dtype != mx.float32 or x.ndim < 2 or x.size < _LEAST_SIZE or not are_available():
+        return mx.softmax(x, axis=-1)
+    return _operation(_SOFTMAX, x)
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, of equal shapes."""
+    is_ours = gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape and gate.size >= _LEAST_SIZE
+    if not is_ours or not are_available():
+        result: mx.array = _mlx_swiglu(gate, x)
+        return result
+    return _operation(_SWIGLU, gate.reshape(-1, 1), x.reshape(-1, 1)).reshape(gate.shape)
+
+
+def attention(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None = None, **others: Any
+) -> mx.array:
+    """`mx.fast.scaled_dot_product_attention`: queries [B, H, L, D], keys and values [B, K, S, D] where K divides H.
+
+    Queries in blocks, so that the scores stay in the caches and a causal block leaves out the keys after it; the heads
+    that share keys are rows of one product.
+    """
+    is_plain = all(value is None for value in others.values()) and all(a.dtype == mx.float32 for a in (q, k, v))
+    if not is_plain or q.shape[2] * k.shape[2] < _LEAST_SIZE or not are_available():
+        return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
+    batch, heads, length, dim = q.shape
+    kv_heads, span = k.shape[1], k.shape[2]
+    queries = (q * scale).reshape(batch, kv_heads, heads // kv_heads, length, dim)
+    keys = k.swapaxes(-1, -2)
+    if isinstance(mask, mx.array):
+        return _masked(queries, keys, v, _bias(mask, heads // kv_heads)).reshape(batch, heads, length, -1)
+    block = max(-(-_FEWEST_ROWS // (heads // kv_heads)), _MOST_SCORES // (batch * heads * span))
+    outs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        own = queries if end - start == length else queries[:, :, :, start:end]
+        if mask is None:
+            outs.append(_visible(own, keys, v, None))
+        else:
+            before = span - length
+            seen = np.arange(before + start + 1, before + end + 1, dtype=np.float32)
+            outs.append(_visible(own, keys[..., : before + end], v[:, :, : before + end], seen))
+    return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+
+
+def _visible(queries: mx.array, keys: mx.array, values: mx.array, seen: np.ndarray | None) -> mx.array:
+    """Attention of [B, K, G, L, D] over the first `seen[i]` keys, all when None; gives [B, K * G, L, D]."""
+    batch, kv_heads, group, length, dim = queries.shape
+    scores = queries.reshape(batch, kv_heads, group * length, dim) @ keys
+    columns = None
+    if seen is not None and length > 1:
+        ranges = np.stack([np.zeros_like(seen), seen], axis=-1)
+        columns = mx.broadcast_to(mx.array(np.tile(ranges, (group, 1))), (batch, kv_heads, group * length, 2))
+    return (_operation(_SOFTMAX, scores, columns) @ values).reshape(batch, kv_heads * group, length, -1)
+
+
+def _masked(queries: mx.array, keys: mx.array, values: mx.array, bias: mx.array) -> mx.array:
+    """Attention of [B, K, G, L, D] with `bias` [B or 1, K or 1, G or 1, L or 1, S] added to the scores."""
+    batch, kv_heads, group, length, dim = queries.shape
+    if length == 1:  # all heads of a group are rows of one product
+        shape = (batch, kv_heads, group, keys.shape[-1])
+        scores = mx.addmm(mx.broadcast_to(bias[..., 0, :], shape), queries.reshape(*shape[:3], dim), keys)
+        return _operation(_SOFTMAX, scores) @ values
+    bias = mx.broadcast_to(bias, (*queries.shape[:4], keys.shape[-1]))
+    scores = mx.addmm(bias, queries, keys[:, :, None])
+    return _operation(_SOFTMAX, scores) @ values[:, :, None]
+
+
+_last_bias: tuple[mx.array, int, mx.array] | None = None
+
+
+def _bias(mask: mx.array, group: int) -> mx.array:
+    """A mask [..., L, S] with up to four axes as numbers to add, [B, K, G, L, S] or 1s. Layers share a step's mask."""
+    global _last_bias
+    if _last_bias is not None and _last_bias[0] is mask and _last_bias[1] == group:
+        return _last_bias[2]
+    bias = mx.where(mask, mx.array(0.0), mx.array(-mx.inf)) if mask.dtype == mx.bool_ else mask.astype(mx.float32)
+    bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
+    heads = bias.shape[1]
+    bias = bias[:, :, None] if heads == 1 else bias.reshape(bias.shape[0], heads // group, group, *bias.shape[2:])
+    _last_bias = mask, group, bias
+    return bias
