@@ -176,7 +176,7 @@ assert os.waitpid(pid, 0)[1] == 0
     run_python(code, XDG_CACHE_HOME=str(blas.cache_folder().parent))
 
 
-SOFTMAX, EXP, SWIGLU = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "246")
+SOFTMAX, EXP, SWIGLU, RMS_NORM, ROPE = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468a")
 
 
 @settings(max_examples=120, deadline=None)
@@ -220,3 +220,28 @@ def test_swiglu_gates_by_the_other_matrix(shim, level, columns):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-9)
     else:  # the first column of what lies strided
         np.testing.assert_allclose(result[:, :1], expected[:, :1], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("width", [1, 16, 37, 512])
+def test_rms_norm_divides_by_the_root_of_the_mean_square(shim, level, width):
+    shim.configure(64, 1, level)
+    x, weight = random_matrix(1, 5, width, 0) * 3, random_matrix(2, 1, width, 0)
+    result = product(shim, np.zeros((5, 1), np.float32), weight, b_trans=False, alpha=RMS_NORM, beta=1e-5, c=x)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize(("half", "width"), [(1, 2), (8, 16), (32, 64), (19, 50)])
+def test_rope_turns_pairs_by_exact_angles_also_far_out(shim, level, half, width):
+    shim.configure(64, 1, level)
+    x, positions = random_matrix(1, 6, width, 0), np.array([[0], [1], [77], [4095], [131071], [999999]], np.float32)
+    frequencies = np.zeros((1, width), np.float32)
+    frequencies[0, :half], frequencies[0, -1] = 1e4 ** -(np.arange(half) / half), half
+    result = product(shim, positions, frequencies, b_trans=False, alpha=ROPE, beta=1, c=x)
+    angles = (positions * frequencies[:, :half]).astype(np.float64)
+    first, second = x[:, :half], x[:, half : 2 * half]
+    np.testing.assert_allclose(result[:, :half], first * np.cos(angles) - second * np.sin(angles), atol=1e-5)
+    np.testing.assert_allclose(result[:, half : 2 * half], second * np.cos(angles) + first * np.sin(angles), atol=1e-5)
+    assert np.array_equal(result[:, 2 * half :], x[:, 2 * half :])

@@ -27,7 +27,7 @@ from pathlib import Path
 NATIVE = Path(__file__).parent / "native"
 SOURCES = ("gemm.c", "gemm_kernel.h", "row_kernel.h")
 COMPILERS = ("cc", "gcc", "clang")
-COMPILE_FLAGS = ("-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
+COMPILE_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 # Products of more rows than this are as fast, or faster, in OpenBLAS (docs/benchmarks/cpu-blas.md).
 MAX_ROWS = 64
 ALL_ROWS = 2**62

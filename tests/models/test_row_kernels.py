@@ -88,11 +88,54 @@ def test_softmax_exp_and_swiglu_are_mlx_s(shape):
     assert mx.allclose(row_kernels.swiglu(x, up), row_kernels._mlx_swiglu(x, up), rtol=1e-5, atol=1e-6)
 
 
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3), heads=st.integers(1, 4), length=st.integers(1, 70), half=st.integers(1, 40),
+    spare=st.integers(0, 20), where=st.sampled_from(["int", "one", "each"]), offset=st.integers(0, 130_000),
+    has_freqs=st.booleans(), scale=st.sampled_from([1.0, 0.25]),
+)  # fmt: skip
+def test_rotary_positions_are_mlx_s(batch, heads, length, half, spare, where, offset, has_freqs, scale):
+    x = random(batch, length, heads, 2 * half + spare).swapaxes(1, 2)
+    places = {"int": offset, "one": mx.array(offset), "each": mx.array([offset + 11 * i for i in range(batch)])}
+    freqs = mx.arange(1, half + 1) * 1.5 if has_freqs else None
+    given_ = {"traditional": False, "base": None if has_freqs else 1e6, "scale": scale, "offset": places[where]}
+    ours = row_kernels.rope(x, 2 * half, freqs=freqs, **given_)
+    assert mx.allclose(ours, row_kernels._mlx_rope(x, 2 * half, freqs=freqs, **given_), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 1, 512), (3, 5, 100), (2, 4, 1, 7), (40, 1)])
+def test_rms_norm_is_mlx_s(shape):
+    x, weight = random(*shape, scale=3.0), random(shape[-1], seed=1)
+    assert mx.allclose(row_kernels.rms_norm(x, weight, 1e-5), row_kernels._mlx_rms_norm(x, weight, 1e-5), atol=1e-5)
+    assert mx.allclose(row_kernels.rms_norm(x, None, 1e-5), row_kernels._mlx_rms_norm(x, None, 1e-5))
+
+
+@needs_kernels
+def test_model_code_finds_ours():
+    import mlx.nn as nn
+    import mlx_lm.models.activations as activations
+
+    saved = mx.fast.scaled_dot_product_attention, mx.fast.rms_norm, mx.fast.rope, activations.swiglu
+    try:
+        row_kernels.install(activations)
+        assert mx.fast.scaled_dot_product_attention is row_kernels.attention
+        assert activations.swiglu is row_kernels.swiglu
+        x = random(1, 2, 5, 16)
+        assert mx.allclose(nn.RoPE(16)(x, offset=3), nn.RoPE(16, traditional=False)(x, offset=mx.array(3)), atol=1e-5)
+        assert mx.allclose(nn.RMSNorm(16)(x), row_kernels._mlx_rms_norm(x, mx.ones((16,)), 1e-5), atol=1e-5)
+    finally:
+        mx.fast.scaled_dot_product_attention, mx.fast.rms_norm, mx.fast.rope, activations.swiglu = saved
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_other_dtypes_go_mlx_s_way(dtype):
     x = random(4, 512).astype(dtype)
     assert mx.array_equal(row_kernels.softmax(x), mx.softmax(x, axis=-1))
     assert mx.array_equal(row_kernels.exp(x), mx.exp(x))
+    weight = mx.ones((512,), dtype)
+    assert mx.array_equal(row_kernels.rms_norm(x, weight, 1e-5), row_kernels._mlx_rms_norm(x, weight, 1e-5))
     q, k = random(1, 4, 64, 16).astype(dtype), random(1, 4, 64, 16).astype(dtype)
     ours = row_kernels.attention(q, k, k, scale=0.3, mask="causal")
     assert mx.array_equal(ours, row_kernels._mlx_attention(q, k, k, scale=0.3, mask="causal"))

@@ -1,9 +1,9 @@
-"""Softmax, exponentials, SwiGLU and attention that do not crawl on a Linux CPU. MLX thread only.
+"""Softmax, exponentials, SwiGLU, norms, rotary positions and attention that do not crawl on a Linux CPU. MLX thread.
 
-MLX's CPU backend on Linux computes e**x one element at a time, in 12 to 20 ns, and composes attention of that: of a
-prefill chunk's attention four fifths are softmax. `native/row_kernel.h` does the same a vector at a time. MLX lets
-foreign code work on its arrays in one place, a BLAS call, so the kernels sit behind a product with an `alpha` that no
-product has: they take their turn in MLX's graph like any other operation and nothing waits for them.
+MLX's CPU backend on Linux computes e**x, sines and the like one element at a time, in 12 to 20 ns, and composes
+attention of that: of a prefill chunk's attention four fifths are softmax. `native/row_kernel.h` does the same a vector
+at a time. MLX lets foreign code work on its arrays in one place, a BLAS call, so the kernels sit behind a product with
+an `alpha` that no product has: they take their turn in MLX's graph like any other operation and nothing waits for them.
 
 Where the library is not in the process (macOS, CUDA, no compiler) `are_available` is false, which a product asked for
 the right answer finds out, and everything here is MLX's own operation. All take float32 alone; other dtypes go MLX's
@@ -13,6 +13,8 @@ way too. `tests/models/test_row_kernels.py` compares the two ways.
 from __future__ import annotations
 
 import functools
+import math
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +23,7 @@ import mlx_lm.models.activations as lm_activations
 import numpy as np
 
 # The numbers in native/gemm.c.
-_SOFTMAX, _EXP, _SWIGLU = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "246")
+_SOFTMAX, _EXP, _SWIGLU, _RMS_NORM, _ROPE = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468a")
 # Below this many numbers MLX's own way is as quick.
 _LEAST_SIZE = 1024
 # Scores held at once, as floats: 8 MiB lie in the caches, and what a chunk needs does not grow with its context.
@@ -29,7 +31,10 @@ _MOST_SCORES = 2 << 20
 # Rows of queries from which a product of scores is computed at full speed.
 _FEWEST_ROWS = 128
 
-_mlx_attention = mx.fast.scaled_dot_product_attention
+# Constant operands of up to so many numbers are kept, and so many of them.
+_MOST_KEPT, _MOST_CONSTANTS = 1 << 16, 1024
+
+_mlx_attention, _mlx_rms_norm, _mlx_rope = mx.fast.scaled_dot_product_attention, mx.fast.rms_norm, mx.fast.rope
 _mlx_swiglu = lm_activations.swiglu
 
 
@@ -39,28 +44,51 @@ def are_available() -> bool:
     if mx.default_device().type != mx.cpu:
         return False
     x = mx.array([[0.5, 1.5, -1.0]])
-    softmax = _operation(_SOFTMAX, x, mx.array([[0.0, 2.0]]))
-    swiglu = _operation(_SWIGLU, x.reshape(-1, 1), x.reshape(-1, 1))
-    expected = mx.concatenate([mx.softmax(x[:, :2], axis=-1), mx.zeros((1, 1))], axis=-1)
-    is_right = [mx.allclose(_operation(_EXP, x), mx.exp(x)), mx.allclose(softmax, expected)]
-    return all(map(bool, [*is_right, mx.allclose(swiglu[:, 0], x[0] * x[0] * mx.sigmoid(x[0]))]))
+    return bool(mx.allclose(_operation(_EXP, x), mx.exp(x)))
 
 
 def install(activations: ModuleType) -> None:
-    """Let model code find `attention` and `swiglu` where it looks for MLX's and its own, if the kernels are there.
+    """Let model code find ours where it looks for MLX's operations, if the kernels are there.
 
     `activations` is the module that a stack's models take their `swiglu` from; call before it loads one.
     """
     if are_available():
         mx.fast.scaled_dot_product_attention = attention
+        mx.fast.rms_norm, mx.fast.rope = rms_norm, rope
         activations.swiglu = swiglu  # type: ignore[attr-defined]
 
 
-def _operation(code: float, x: mx.array, argument: mx.array | None = None) -> mx.array:
-    """The kernel `code` on float32 [..., M, N]; `argument` is [..., M, 1] or [..., M, 2]."""
-    if argument is None:
-        argument = mx.zeros((*x.shape[:-1], 1))
-    return mx.addmm(x, argument, mx.zeros((argument.shape[-1], x.shape[-1])), alpha=code)
+def _operation(code: float, x: mx.array, a: mx.array | None = None, b: mx.array | None = None,
+               beta: float = 1.0) -> mx.array:
+    """The kernel `code` on float32 `x` [..., M, N]; `a` is [..., M, 1 or 2], `b` [1, N]."""
+    if a is None:
+        batch = x.shape[:-2]
+        a = _zeros(x.shape[-2], 1)
+        a = mx.broadcast_to(a, (*batch, *a.shape)) if batch else a
+    if b is None:
+        b = _zeros(a.shape[-1], x.shape[-1])
+    return mx.addmm(x, a, b, alpha=code, beta=beta)
+
+
+class _Constants(threading.local):
+    """Operands that do not change; a thread's own, as arrays are."""
+
+    def __init__(self) -> None:
+        self.zeros: dict[tuple[int, int], mx.array] = {}
+        self.frequencies: dict[tuple[int, float, int], mx.array] = {}
+
+
+_constants = _Constants()
+
+
+def _zeros(rows: int, columns: int) -> mx.array:
+    known = _constants.zeros.get((rows, columns))
+    if known is None:
+        known = mx.zeros((rows, columns))
+        if rows * columns <= _MOST_KEPT and len(_constants.zeros) < _MOST_CONSTANTS:
+            mx.eval(known)
+            _constants.zeros[rows, columns] = known
+    return known
 
 
 def exp(x: mx.array) -> mx.array:
@@ -86,6 +114,55 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return _operation(_SWIGLU, gate.reshape(-1, 1), x.reshape(-1, 1)).reshape(gate.shape)
 
 
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **others: Any) -> mx.array:
+    """`mx.fast.rms_norm` of [..., N]."""
+    is_ours = weight is not None and x.dtype == weight.dtype == mx.float32 and x.ndim > 1 and not others
+    if not is_ours or not are_available():
+        return _mlx_rms_norm(x, weight, eps, **others)
+    assert weight is not None
+    return _operation(_RMS_NORM, x.reshape(-1, x.shape[-1]), None, weight[None], beta=eps).reshape(x.shape)
+
+
+def rope(
+    x: mx.array, dims: int, *, traditional: bool, base: float | None, scale: float, offset: int | mx.array,
+    freqs: mx.array | None = None, **others: Any,
+) -> mx.array:  # fmt: skip
+    """`mx.fast.rope` of [B, H, L, D] at `offset`, one for all or [B]."""
+    is_ours = x.dtype == mx.float32 and x.ndim == 4 and not traditional and not others and dims >= 2
+    if not is_ours or not are_available():
+        return _mlx_rope(
+            x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs, **others
+        )
+    batch, heads, length, dim = x.shape
+    if isinstance(offset, mx.array):
+        positions = offset.astype(mx.float32).reshape(-1, 1, 1, 1)
+        if length > 1:
+            positions = positions + mx.arange(length, dtype=mx.float32)[:, None]
+    else:
+        positions = mx.arange(offset, offset + length, dtype=mx.float32)[:, None]
+    if scale != 1.0:
+        positions = positions * scale
+    frequencies = _frequencies(dims // 2, base or 0.0, dim) if freqs is None else _padded(1.0 / freqs, dim)
+    return _operation(_ROPE, x, mx.broadcast_to(positions, (batch, heads, length, 1)), frequencies)
+
+
+def _frequencies(half: int, base: float, dim: int) -> mx.array:
+    """What each pair of numbers turns by from one position to the next, as MLX computes it."""
+    known = _constants.frequencies.get((half, base, dim))
+    if known is None:
+        known = _padded(mx.exp(mx.arange(0, -half, -1, dtype=mx.float32) * (math.log(base) / half)), dim)
+        mx.eval(known)
+        _constants.frequencies[half, base, dim] = known
+    return known
+
+
+def _padded(frequencies: mx.array, dim: int) -> mx.array:
+    """[N] as the kernel takes it: [1, dim], the number of them last."""
+    num = frequencies.shape[0]
+    parts = [frequencies.astype(mx.float32), mx.zeros((dim - num - 1,)), mx.array([float(num)])]
+    return mx.concatenate(parts)[None]
+
+
 def attention(
     q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None = None, **others: Any
 ) -> mx.array:
@@ -95,10 +172,10 @@ def attention(
     that share keys are rows of one product.
     """
     is_plain = all(value is None for value in others.values()) and all(a.dtype == mx.float32 for a in (q, k, v))
-    if not is_plain or q.shape[2] * k.shape[2] < _LEAST_SIZE or not are_available():
-        return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
     batch, heads, length, dim = q.shape
     kv_heads, span = k.shape[1], k.shape[2]
+    if not is_plain or batch * heads * length * span < _LEAST_SIZE or not are_available():
+        return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
     queries = (q * scale).reshape(batch, kv_heads, heads // kv_heads, length, dim)
     keys = k.swapaxes(-1, -2)
     if isinstance(mask, mx.array):

@@ -37,16 +37,22 @@ typedef struct {
 
 typedef void (*kernel)(const product *, ptrdiff_t n_begin, ptrdiff_t n_end);
 
-/* Row operations (row_kernel.h). They come as products C = alpha * A B + C whose alpha is one of these numbers, which no
- * product is ever scaled by: a BLAS call is the one place where MLX lets foreign code work on its arrays in its turn. */
-#define ROW_SOFTMAX 0x1.fffff2p127f /* C's rows; A is their first visible column and the one after the last, or one column */
-#define ROW_EXP 0x1.fffff4p127f     /* C */
-#define ROW_SWIGLU 0x1.fffff6p127f  /* C, the gate, by A; both one column */
+/* Row operations (row_kernel.h). They come as products C = alpha * A B + beta * C whose alpha is one of these numbers,
+ * which no product is ever scaled by: a BLAS call is the one place where MLX lets foreign code work on its arrays in its
+ * turn. What is named besides C's rows is an operand; A has one column but for softmax, B has one row.
+ */
+#define ROW_SOFTMAX 0x1.fffff2p127f /* if A has two columns: of C's columns from A's first until before its second */
+#define ROW_EXP 0x1.fffff4p127f
+#define ROW_SWIGLU 0x1.fffff6p127f   /* of one column, by A */
+#define ROW_RMS_NORM 0x1.fffff8p127f /* times B; epsilon is beta */
+#define ROW_ROPE 0x1.fffffap127f     /* by positions A and frequencies B, whose last element is their number */
 
 typedef struct {
   void (*softmax)(float *row, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t width);
   void (*exponentials)(float *x, ptrdiff_t count);
   void (*swiglu)(float *gate, const float *up, ptrdiff_t count);
+  void (*rms_norm)(float *row, const float *weight, ptrdiff_t width, float eps);
+  void (*rope)(float *row, const float *frequency, ptrdiff_t half, float position);
 } row_kernels;
 
 /* 64 rows by 1024 floats are 256 KiB: within the second-level cache of any machine since 2010. */
@@ -86,6 +92,9 @@ typedef int32_t quad_index __attribute__((vector_size(16)));
 #define NN_VECS 2
 #include "row_kernel.h"
 #include "gemm_kernel.h"
+
+#define ROW_KERNELS(isa) \
+  (row_kernels) { softmax_##isa, exponentials_##isa, swiglu_##isa, rms_norm_##isa, rope_##isa }
 
 static struct {
   void *sgemm, *dgemm, *cgemm;
@@ -197,15 +206,15 @@ int vllm_mlx_gemm_configure(void *sgemm, void *dgemm, void *cgemm, int is_64bit,
   config.threads = threads < 1 ? 1 : threads;
   config.nt = nt_plain;
   config.nn = nn_plain;
-  config.rows = (row_kernels){softmax_plain, exponentials_plain, swiglu_plain};
+  config.rows = ROW_KERNELS(plain);
 #if defined(__x86_64__)
   if (level == 1) {
     config.nt = nt_avx2, config.nn = nn_avx2;
-    config.rows = (row_kernels){softmax_avx2, exponentials_avx2, swiglu_avx2};
+    config.rows = ROW_KERNELS(avx2);
   }
   if (level == 2) {
     config.nt = nt_avx512, config.nn = nn_avx512;
-    config.rows = (row_kernels){softmax_avx512, exponentials_avx512, swiglu_avx512};
+    config.rows = ROW_KERNELS(avx512);
   }
 #endif
   return level;
@@ -218,24 +227,31 @@ static ptrdiff_t clamped(float column, ptrdiff_t least, ptrdiff_t most) {
   return at < least ? least : at > most ? most : at;
 }
 
-/* Whether the product stood for a row operation. `step_row` and `step_col` lead through A, which may lie transposed. */
+/* Whether the product stood for a row operation. `step_row` and `step_col` lead through A, which may lie transposed;
+ * B's one row may lie as a column of one, which is the same. */
 static int row_operation(const product *p, ptrdiff_t step_row, ptrdiff_t step_col) {
-  if (p->alpha == ROW_SOFTMAX) {
-    for (ptrdiff_t i = 0; i < p->m; i++) {
-      const float *range = p->a + i * step_row;
-      ptrdiff_t begin = p->k == 2 ? clamped(range[0], 0, p->n) : 0;
-      ptrdiff_t end = p->k == 2 ? clamped(range[step_col], begin, p->n) : p->n;
-      config.rows.softmax(p->c + i * p->ldc, begin, end, p->n);
+  if (p->alpha == ROW_SWIGLU && p->n == 1 && p->ldc == 1 && step_row == 1) {
+    config.rows.swiglu(p->c, p->a, p->m);
+    return 1;
+  }
+  for (ptrdiff_t i = 0; i < p->m; i++) {
+    float *row = p->c + i * p->ldc;
+    const float *argument = p->a + i * step_row;
+    if (p->alpha == ROW_SOFTMAX) {
+      ptrdiff_t begin = p->k == 2 ? clamped(argument[0], 0, p->n) : 0;
+      ptrdiff_t end = p->k == 2 ? clamped(argument[step_col], begin, p->n) : p->n;
+      config.rows.softmax(row, begin, end, p->n);
+    } else if (p->alpha == ROW_EXP) {
+      config.rows.exponentials(row, p->n);
+    } else if (p->alpha == ROW_SWIGLU) {
+      config.rows.swiglu(row, argument, 1);
+    } else if (p->alpha == ROW_RMS_NORM) {
+      config.rows.rms_norm(row, p->b, p->n, p->beta);
+    } else if (p->alpha == ROW_ROPE) {
+      config.rows.rope(row, p->b, clamped(p->b[p->n - 1], 0, p->n / 2), *argument);
+    } else {
+      return 0;
     }
-  } else if (p->alpha == ROW_EXP) {
-    for (ptrdiff_t i = 0; i < p->m; i++) config.rows.exponentials(p->c + i * p->ldc, p->n);
-  } else if (p->alpha == ROW_SWIGLU) {
-    if (p->n == 1 && p->ldc == 1 && step_row == 1)
-      config.rows.swiglu(p->c, p->a, p->m);
-    else
-      for (ptrdiff_t i = 0; i < p->m; i++) config.rows.swiglu(p->c + i * p->ldc, p->a + i * step_row, 1);
-  } else {
-    return 0;
   }
   return 1;
 }

@@ -1,10 +1,12 @@
 /* Row operations for one instruction set; included once for each, with ISA, TARGET and LANES defined.
  *
- * MLX's CPU backend computes e**x an element at a time, in 12 to 20 ns; these do a vector at a time, in less than one.
+ * MLX's CPU backend computes e**x, sines and the like an element at a time, in 12 to 20 ns, and composes norms and
+ * rotary positions of many passes; these do a vector at a time.
  * A row's result depends on that row alone, and its sums run in one fixed order from its first visible column.
  */
 #define VEC TILE_NAME(rvec, ISA)
 #define BITS TILE_NAME(rbits, ISA)
+#define DOUBLES TILE_NAME(rdoubles, ISA)
 #define LOAD TILE_NAME(rload, ISA)
 #define LOAD_SOME TILE_NAME(rload_some, ISA)
 #define STORE_SOME TILE_NAME(rstore_some, ISA)
@@ -14,6 +16,7 @@
 
 typedef float VEC __attribute__((vector_size(4 * LANES)));
 typedef int32_t BITS __attribute__((vector_size(4 * LANES)));
+typedef double DOUBLES __attribute__((vector_size(8 * LANES)));
 
 INLINE VEC LOAD(const float *p) {
   VEC v;
@@ -94,8 +97,47 @@ TARGET static void TILE_NAME(swiglu, ISA)(float *gate, const float *up, ptrdiff_
   }
 }
 
+/* row = row / sqrt(mean of squares + eps) * weight */
+TARGET static void TILE_NAME(rms_norm, ISA)(float *row, const float *weight, ptrdiff_t width, float eps) {
+  VEC squares = {0};
+  for (ptrdiff_t i = 0; i < width; i += LANES) {
+    VEC x = LOAD_SOME(row + i, width - i, 0);
+    squares += x * x;
+  }
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += squares[i];
+  float scale = 1 / sqrtf(total / (float)width + eps);
+  for (ptrdiff_t i = 0; i < width; i += LANES)
+    STORE_SOME(row + i, LOAD_SOME(row + i, width - i, 0) * scale * LOAD_SOME(weight + i, width - i, 0), width - i);
+}
+
+/* Turns the pairs (row[i], row[i + half]) by position * frequency[i]. The angle is reduced in double precision, so that a
+ * position of a million turns by as exact an angle as a small one; then Taylor's polynomials on |r| <= pi / 4. */
+TARGET static void TILE_NAME(rope, ISA)(float *row, const float *frequency, ptrdiff_t half, float position) {
+  const VEC zero = {0};
+  for (ptrdiff_t i = 0; i < half; i += LANES) {
+    VEC angle = LOAD_SOME(frequency + i, half - i, 0) * position;
+    DOUBLES exact = __builtin_convertvector(angle, DOUBLES);
+    DOUBLES turns = exact * 0.63661977236758134308 + 6755399441055744.0; /* 1.5 * 2**52: to the nearest integer */
+    DOUBLES whole = turns - 6755399441055744.0;
+    VEC r = __builtin_convertvector(exact - whole * 1.57079632679489661923, VEC);
+    BITS quadrant = __builtin_convertvector(whole, BITS) & 3;
+    VEC q = r * r;
+    VEC sine = r + r * q * (-1.66666667e-1f + q * (8.33333333e-3f + q * (-1.98412698e-4f + q * 2.75573192e-6f)));
+    VEC cosine = 1.0f - q * (0.5f - q * (4.16666667e-2f - q * (1.38888889e-3f - q * 2.48015873e-5f)));
+    BITS is_swapped = (quadrant & 1) == 1;
+    VEC s = CHOOSE(is_swapped, cosine, sine), c = CHOOSE(is_swapped, sine, cosine);
+    s = CHOOSE(quadrant >= 2, zero - s, s);
+    c = CHOOSE((quadrant == 1) | (quadrant == 2), zero - c, c);
+    VEC x = LOAD_SOME(row + i, half - i, 0), y = LOAD_SOME(row + half + i, half - i, 0);
+    STORE_SOME(row + i, x * c - y * s, half - i);
+    STORE_SOME(row + half + i, y * c + x * s, half - i);
+  }
+}
+
 #undef VEC
 #undef BITS
+#undef DOUBLES
 #undef LOAD
 #undef LOAD_SOME
 #undef STORE_SOME
