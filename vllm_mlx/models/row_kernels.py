@@ -13,7 +13,6 @@ way too. `tests/models/test_row_kernels.py` compares the two ways.
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from types import ModuleType
 from typing import Any
@@ -147,10 +146,10 @@ def rope(
 
 
 def _frequencies(half: int, base: float, dim: int) -> mx.array:
-    """What each pair of numbers turns by from one position to the next, as MLX computes it."""
+    """What each pair of numbers turns by from one position to the next, to the last digit."""
     known = _constants.frequencies.get((half, base, dim))
     if known is None:
-        known = _padded(mx.exp(mx.arange(0, -half, -1, dtype=mx.float32) * (math.log(base) / half)), dim)
+        known = _padded(mx.array((base ** (-np.arange(half) / half)).astype(np.float32)), dim)
         mx.eval(known)
         _constants.frequencies[half, base, dim] = known
     return known

@@ -57,6 +57,8 @@ typedef struct {
 
 /* 64 rows by 1024 floats are 256 KiB: within the second-level cache of any machine since 2010. */
 enum { ROW_BLOCK = 64, K_BLOCK = 1024 };
+/* Sums of up to SHORT_K products (a head's) are taken of a turned panel, from so many rows on that turning pays. */
+enum { SHORT_K = 128, LEAST_TURNED = 16 };
 
 typedef float quad __attribute__((vector_size(16)));
 typedef int32_t quad_index __attribute__((vector_size(16)));
@@ -101,7 +103,8 @@ static struct {
   int is_64bit;
   ptrdiff_t max_rows; /* products with more rows are forwarded */
   int threads;
-  kernel nt, nn;
+  kernel nt, nn, turned;
+  int is_invariant; /* a row's sums may not depend on how many rows there are */
   row_kernels rows;
 } config;
 
@@ -206,14 +209,16 @@ int vllm_mlx_gemm_configure(void *sgemm, void *dgemm, void *cgemm, int is_64bit,
   config.threads = threads < 1 ? 1 : threads;
   config.nt = nt_plain;
   config.nn = nn_plain;
+  config.turned = turned_plain;
+  config.is_invariant = max_rows > INT32_MAX;
   config.rows = ROW_KERNELS(plain);
 #if defined(__x86_64__)
   if (level == 1) {
-    config.nt = nt_avx2, config.nn = nn_avx2;
+    config.nt = nt_avx2, config.nn = nn_avx2, config.turned = turned_avx2;
     config.rows = ROW_KERNELS(avx2);
   }
   if (level == 2) {
-    config.nt = nt_avx512, config.nn = nn_avx512;
+    config.nt = nt_avx512, config.nn = nn_avx512, config.turned = turned_avx512;
     config.rows = ROW_KERNELS(avx512);
   }
 #endif
@@ -258,11 +263,20 @@ static int row_operation(const product *p, ptrdiff_t step_row, ptrdiff_t step_co
 
 /* ---- the three functions MLX calls ---- */
 
+static int is_turned(int m, int n, int k) {
+  return config.max_rows > 0 && !config.is_invariant && n > 0 && k > 0 && k <= SHORT_K && m >= LEAST_TURNED && m >= k / 4;
+}
+
 void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
   if (alpha >= ROW_SOFTMAX && order == ROW_MAJOR) {
     product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};
     if (row_operation(&p, trans_a == TRANS ? 1 : lda, trans_a == TRANS ? lda : 1)) return;
+  }
+  if (order == ROW_MAJOR && trans_a == NO_TRANS && trans_b == TRANS && is_turned(m, n, k)) {
+    product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};
+    run_shared(config.turned, &p);
+    return;
   }
   if (order == ROW_MAJOR && trans_a == NO_TRANS && m <= config.max_rows && m > 0 && n > 0 && k > 0 &&
       (trans_b == TRANS || trans_b == NO_TRANS)) {

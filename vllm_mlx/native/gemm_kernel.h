@@ -160,6 +160,20 @@ TARGET static void TILE_NAME(nn, ISA)(const product *p, ptrdiff_t n_begin, ptrdi
     }
 }
 
+/* The same as nt for sums so short that adding up a vector's lanes costs more than the sum: a panel of B is turned, and
+ * then its columns lie as nn wants them. Turning costs what some ten rows do. */
+TARGET static void TILE_NAME(turned, ISA)(const product *p, ptrdiff_t n_begin, ptrdiff_t n_end) {
+  enum { WIDTH = NN_VECS * LANES };
+  float panel[SHORT_K * WIDTH] __attribute__((aligned(64)));
+  for (ptrdiff_t col = n_begin; col < n_end; col += WIDTH) {
+    ptrdiff_t width = col + WIDTH < n_end ? WIDTH : n_end - col;
+    for (ptrdiff_t j = 0; j < width; j++)
+      for (ptrdiff_t k = 0; k < p->k; k++) panel[k * WIDTH + j] = p->b[(col + j) * p->ldb + k];
+    product part = {p->m, width, p->k, p->lda, WIDTH, p->ldc, p->alpha, p->beta, p->a, panel, p->c + col};
+    TILE_NAME(nn, ISA)(&part, 0, width);
+  }
+}
+
 #undef VEC
 #undef LOAD
 #undef STORE
