@@ -176,7 +176,7 @@ assert os.waitpid(pid, 0)[1] == 0
     run_python(code, XDG_CACHE_HOME=str(blas.cache_folder().parent))
 
 
-SOFTMAX, EXP, SWIGLU, RMS_NORM, ROPE = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468a")
+SOFTMAX, EXP, SWIGLU, RMS_NORM, ROPE, ARGMAX = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468ac")
 
 
 @settings(max_examples=120, deadline=None)
@@ -245,3 +245,17 @@ def test_rope_turns_pairs_by_exact_angles_also_far_out(shim, level, half, width)
     np.testing.assert_allclose(result[:, :half], first * np.cos(angles) - second * np.sin(angles), atol=1e-5)
     np.testing.assert_allclose(result[:, half : 2 * half], second * np.cos(angles) + first * np.sin(angles), atol=1e-5)
     assert np.array_equal(result[:, 2 * half :], x[:, 2 * half :])
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(1, 5), n=st.integers(1, 120), level=st.integers(0, 2), seed=st.integers(0, 2**32 - 1))
+def test_argmax_is_the_first_largest_and_tells_of_broken_rows(shim, m, n, level, seed):
+    shim.configure(64, 1, level)
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-3, 3, (m, n)).astype(np.float32)  # many ties
+    x[0, rng.integers(n)] = -np.inf
+    expected = x.argmax(axis=1)
+    if seed % 3 == 0:
+        x[-1, rng.integers(n)], expected[-1] = (np.nan, np.inf)[seed % 2], -1
+    result = product(shim, x, x[:1].T.copy(), b_trans=False, alpha=ARGMAX, beta=1, c=np.zeros((m, 1), np.float32))
+    assert result[:, 0].astype(int).tolist() == expected.tolist()

@@ -131,6 +131,15 @@ def test_model_code_finds_ours():
         mx.fast.scaled_dot_product_attention, mx.fast.rms_norm, mx.fast.rope, activations.swiglu = saved
 
 
+@needs_kernels
+def test_argmax_is_mlx_s_and_finds_broken_rows():
+    x = random(5, 3000)
+    places = row_kernels.argmax(x)
+    assert places is not None and mx.array_equal(places, mx.argmax(x, axis=-1).astype(mx.int32))
+    x[1, 2999], x[2, 0], x[3, 7] = mx.nan, mx.inf, -mx.inf
+    assert (row_kernels.argmax(x) < 0).tolist() == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_other_dtypes_go_mlx_s_way(dtype):
     x = random(4, 512).astype(dtype)

@@ -91,6 +91,20 @@ def _exp_by_bits(x: mx.array) -> mx.array:
     return power * scale
 
 
+def greedy(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """uint32 [R] the likeliest tokens of [R, V], and bool [R] whether a row holds NaN or infinity."""
+    places = row_kernels.argmax(logits)
+    if places is not None:
+        return mx.maximum(places, 0).astype(mx.uint32), places < 0
+    return mx.argmax(logits, axis=-1).astype(mx.uint32), are_broken(logits)
+
+
+def are_broken(logits: mx.array) -> mx.array:
+    """bool [R]: whether a row holds NaN or infinity; minus infinity bans a token and is none."""
+    total = row_sum(logits if logits.dtype != mx.float16 else logits.astype(mx.float32))[:, 0]
+    return mx.logical_or(mx.isnan(total), total == mx.inf)
+
+
 def pad_vocab(x: mx.array, multiple: int, value: float) -> mx.array:
     """[R, V] padded on the right so that V is a multiple."""
     missing = -x.shape[-1] % multiple

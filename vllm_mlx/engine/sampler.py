@@ -213,7 +213,12 @@ class BatchSampler:
 
         order: list[int] = []
         parts: list[mx.array] = []
-        if plain:
+        broken: mx.array | None = None
+        if len(plain) == len(rows):
+            order = plain
+            tokens, broken = lg.greedy(logits)
+            parts.append(tokens)
+        elif plain:
             order += plain
             parts.append(_argmax_of(logits, plain))
         if taken:
@@ -228,7 +233,9 @@ class BatchSampler:
                 order += [rest[p] for p in positions]
                 parts.append(tokens)
         tokens = _in_order(parts, order)
-        batch = self._report(logits, rows, tokens, rest, no_token, host_errors)
+        if broken is None:
+            broken = lg.are_broken(logits)
+        batch = self._report(logits, rows, tokens, broken, rest, no_token, host_errors)
         for row in rows:
             row.num_completion += 1
         return batch
@@ -278,6 +285,7 @@ class BatchSampler:
         logits: mx.array,
         rows: Sequence[SamplingRow],
         tokens: mx.array,
+        broken: mx.array,
         processed: Sequence[int],
         no_token: mx.array,
         host_errors: dict[int, str],
@@ -290,8 +298,7 @@ class BatchSampler:
             penalties = self._penalty_state(tuple(rows[i] for i in penalised + forced), logits.shape[-1])
             penalties.count(tokens[as_index(penalised + forced)])
             state = [penalties.counts, penalties.unrepeated]
-        total = lg.row_sum(logits if logits.dtype != mx.float16 else logits.astype(mx.float32))[:, 0]
-        codes = mx.logical_or(mx.isnan(total), total == float("inf")).astype(mx.uint32)
+        codes = broken.astype(mx.uint32)
         if processed:
             empty = mx.zeros((len(rows),), dtype=mx.uint32)
             empty = empty.at[as_index(processed)].add(no_token.astype(mx.uint32) * 2)

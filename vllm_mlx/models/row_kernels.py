@@ -22,7 +22,7 @@ import mlx_lm.models.activations as lm_activations
 import numpy as np
 
 # The numbers in native/gemm.c.
-_SOFTMAX, _EXP, _SWIGLU, _RMS_NORM, _ROPE = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468a")
+_SOFTMAX, _EXP, _SWIGLU, _RMS_NORM, _ROPE, _ARGMAX = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468ac")
 # Below this many numbers MLX's own way is as quick.
 _LEAST_SIZE = 1024
 # Scores held at once, as floats: 8 MiB lie in the caches, and what a chunk needs does not grow with its context.
@@ -30,6 +30,7 @@ _MOST_SCORES = 2 << 20
 # Rows of queries from which a product of scores is computed at full speed.
 _FEWEST_ROWS = 128
 
+_FLOATS_COUNT_TO = 1 << 24
 # Constant operands of up to so many numbers are kept, and so many of them.
 _MOST_KEPT, _MOST_CONSTANTS = 1 << 16, 1024
 
@@ -102,6 +103,17 @@ def softmax(x: mx.array) -> mx.array:
     if x.dtype != mx.float32 or x.ndim < 2 or x.size < _LEAST_SIZE or not are_available():
         return mx.softmax(x, axis=-1)
     return _operation(_SOFTMAX, x)
+
+
+def argmax(x: mx.array) -> mx.array | None:
+    """int32 [M]: where the first largest number of each row of [M, N] stands, -1 in rows that hold NaN or infinity.
+
+    None where MLX has to do it.
+    """
+    if x.dtype != mx.float32 or x.size < _LEAST_SIZE or x.shape[1] >= _FLOATS_COUNT_TO or not are_available():
+        return None
+    places = mx.addmm(_zeros(x.shape[0], 1), x, x[:1].T, alpha=_ARGMAX)  # the last operand is not read
+    return places[:, 0].astype(mx.int32)
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:

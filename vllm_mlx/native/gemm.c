@@ -46,6 +46,7 @@ typedef void (*kernel)(const product *, ptrdiff_t n_begin, ptrdiff_t n_end);
 #define ROW_SWIGLU 0x1.fffff6p127f   /* of one column, by A */
 #define ROW_RMS_NORM 0x1.fffff8p127f /* times B; epsilon is beta */
 #define ROW_ROPE 0x1.fffffap127f     /* by positions A and frequencies B, whose last element is their number */
+#define ROW_ARGMAX 0x1.fffffcp127f   /* of A's rows; C has one column */
 
 typedef struct {
   void (*softmax)(float *row, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t width);
@@ -53,6 +54,7 @@ typedef struct {
   void (*swiglu)(float *gate, const float *up, ptrdiff_t count);
   void (*rms_norm)(float *row, const float *weight, ptrdiff_t width, float eps);
   void (*rope)(float *row, const float *frequency, ptrdiff_t half, float position);
+  ptrdiff_t (*argmax)(const float *row, ptrdiff_t width);
 } row_kernels;
 
 /* 64 rows by 1024 floats are 256 KiB: within the second-level cache of any machine since 2010. */
@@ -96,7 +98,7 @@ typedef int32_t quad_index __attribute__((vector_size(16)));
 #include "gemm_kernel.h"
 
 #define ROW_KERNELS(isa) \
-  (row_kernels) { softmax_##isa, exponentials_##isa, swiglu_##isa, rms_norm_##isa, rope_##isa }
+  (row_kernels) { softmax_##isa, exponentials_##isa, swiglu_##isa, rms_norm_##isa, rope_##isa, argmax_##isa }
 
 static struct {
   void *sgemm, *dgemm, *cgemm;
@@ -254,6 +256,8 @@ static int row_operation(const product *p, ptrdiff_t step_row, ptrdiff_t step_co
       config.rows.rms_norm(row, p->b, p->n, p->beta);
     } else if (p->alpha == ROW_ROPE) {
       config.rows.rope(row, p->b, clamped(p->b[p->n - 1], 0, p->n / 2), *argument);
+    } else if (p->alpha == ROW_ARGMAX && step_col == 1) {
+      *row = (float)config.rows.argmax(argument, p->k);
     } else {
       return 0;
     }

@@ -97,6 +97,26 @@ TARGET static void TILE_NAME(swiglu, ISA)(float *gate, const float *up, ptrdiff_
   }
 }
 
+/* The place of the first largest number; -1 if there is one that is none, or infinite. */
+TARGET static ptrdiff_t TILE_NAME(argmax, ISA)(const float *row, ptrdiff_t width) {
+  VEC top = (VEC){0} - INFINITY;
+  BITS where = {0}, here = {0}, is_broken = {0};
+  for (int i = 0; i < LANES; i++) here[i] = i;
+  for (ptrdiff_t i = 0; i < width; i += LANES, here += LANES) {
+    VEC x = LOAD_SOME(row + i, width - i, -INFINITY);
+    BITS is_larger = x > top;
+    is_broken |= ~(x < INFINITY);
+    top = CHOOSE(is_larger, x, top);
+    where = (here & is_larger) | (where & ~is_larger);
+  }
+  int best = 0, any_broken = 0;
+  for (int i = 0; i < LANES; i++) {
+    any_broken |= is_broken[i];
+    if (top[i] > top[best] || (top[i] == top[best] && where[i] < where[best])) best = i;
+  }
+  return any_broken ? -1 : where[best];
+}
+
 /* row = row / sqrt(mean of squares + eps) * weight */
 TARGET static void TILE_NAME(rms_norm, ISA)(float *row, const float *weight, ptrdiff_t width, float eps) {
   VEC squares = {0};
