@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_mlx.engine.kv_batch import BatchCache, grouped_entries
-from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint
+from vllm_mlx.engine.kv_cache import KVSegment, RowCache, StateCheckpoint, capacity_for
 from vllm_mlx.models.grouped import Spread
 
 MAX_WASTE = 1.25
@@ -33,6 +33,8 @@ MERGE_WASTE = 1.2
 MAX_SIZE_RATIO = 4
 PATIENCE_STEPS = 8
 MANY_GROUPS = 6
+# Places that a row's own buffers may have beyond what it would get.
+ROOM_SLACK = 8
 # More drafts than anybody makes.
 MAX_ROOM = 1 << 16
 
@@ -68,7 +70,9 @@ class RowGroup:
 
     def adopt(self, request_id: str, row: RowCache, length: int) -> None:
         self.rows, self.lengths = [request_id], [length]
-        self.cache.adopt(row, capacity_for(length))
+        places, most = row.num_places, capacity_for(length)
+        # A prompt's buffers were made for it (`RowCache.make_room`): as good as new ones, and no copy.
+        self.cache.adopt(row, places if places is not None and length < places <= most + ROOM_SLACK else most)
 
     def leave(self, index: int) -> None:
         self.rows[index], self.lengths[index] = None, 0
@@ -305,11 +309,6 @@ class DecodeBatch:
         small, large = sorted((first.held_tokens, second.held_tokens))
         ratio = MAX_SIZE_RATIO * (1 + min(first.age, second.age) / PATIENCE_STEPS)
         return len(self._groups) > MANY_GROUPS or large <= ratio * small
-
-
-def capacity_for(length: int) -> int:
-    """Tokens a buffer is made for when its longest row has `length`: a sixth more, at least one."""
-    return length + 1 + length // 6
 
 
 def _merge_waste(first: RowGroup, second: RowGroup) -> int:

@@ -164,7 +164,7 @@ class AttentionRows:
     def adopt(self, row: Row) -> None:
         """Become the only row's buffers, without a copy."""
         assert isinstance(row, AttentionRow)
-        self._keys, self._values = row.planes()
+        self._keys, self._values = row.buffers()
 
     def segment(self, index: int, start: int, end: int) -> tuple[Planes, Planes]:
         keys = tuple(p[index : index + 1] for p in self._keys)
@@ -477,7 +477,7 @@ class BatchCache:
         self.num_rows = num_rows
 
     def adopt(self, row: RowCache, num_tokens: int) -> None:
-        """Become a batch of this one row, whose buffers are taken over rather than copied."""
+        """Become a batch of this one row, whose buffers are taken over; copied only to have `num_tokens` places."""
         for layer, part in zip(self.layers, row.rows, strict=True):
             layer.adopt(part)
         self.num_rows = self.num_tokens = 0

@@ -93,12 +93,16 @@ def cut(planes: Planes, start: int, end: int | None) -> Planes:
 
 
 class AttentionRow:
-    """All keys and values of one sequence; `offset` counts its tokens. Grows in steps, so most writes are in place."""
+    """All keys and values of one sequence; `offset` counts its tokens. Grows in steps, so most writes are in place.
+
+    `room`: tokens that the first buffer is made for, when it is known how many will come.
+    """
 
     step = 256
 
     def __init__(self) -> None:
         self.offset = 0
+        self.room = 0
         self._keys: Planes = ()
         self._values: Planes = ()
 
@@ -111,8 +115,8 @@ class AttentionRow:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         start, end = self.offset, self.offset + keys.shape[2]
-        self._keys = _write(self._keys, self.pack(keys), start, self.step)
-        self._values = _write(self._values, self.pack(values), start, self.step)
+        self._keys = _write(self._keys, self.pack(keys), start, self.step, self.room)
+        self._values = _write(self._values, self.pack(values), start, self.step, self.room)
         self.offset = end
         return self.keys_and_values()
 
@@ -159,8 +163,8 @@ class AttentionRow:
     def put(self, keys: Planes, values: Planes, num_tokens: int) -> None:
         """The next tokens, packed already. An empty row takes the arrays themselves."""
         if self._keys:
-            keys = _write(self._keys, keys, self.offset, self.step)
-            values = _write(self._values, values, self.offset, self.step)
+            keys = _write(self._keys, keys, self.offset, self.step, self.room)
+            values = _write(self._values, values, self.offset, self.step, self.room)
         self._keys, self._values = keys, values
         self.offset += num_tokens
 
@@ -170,14 +174,18 @@ class AttentionRow:
             p[..., : self.offset, :] for p in self._values
         )
 
+    def buffers(self) -> tuple[Planes, Planes]:
+        """Key and value planes with the room behind the computed tokens."""
+        return self._keys, self._values
+
     def segment(self, start: int, end: int) -> tuple[Planes, Planes]:
         return cut(self._keys, start, end), cut(self._values, start, end)
 
     def load(self, pieces: Sequence[tuple[Planes, Planes]]) -> None:
-        """Fill an empty row with consecutive segments."""
-        self._keys = _join([keys for keys, _ in pieces])
-        self._values = _join([values for _, values in pieces])
-        self.offset = self._keys[0].shape[2]
+        """Fill an empty row with consecutive segments, which are copied once, into buffers of their own."""
+        self.offset = sum(keys[0].shape[2] for keys, _ in pieces)
+        self._keys = _join([keys for keys, _ in pieces], self.room - self.offset)
+        self._values = _join([values for _, values in pieces], self.room - self.offset)
 
 
 class QuantizedAttentionRow(AttentionRow):
@@ -335,6 +343,18 @@ class RowCache:
     def is_batchable(self) -> bool:
         return not any(isinstance(row, OpaqueRow) for row in self.rows)
 
+    def make_room(self, num_tokens: int) -> None:
+        """Of an empty row: so many tokens are expected. Without it the buffers are copied each time they grow."""
+        for row in self.rows:
+            if isinstance(row, AttentionRow):
+                row.room = num_tokens
+
+    @property
+    def num_places(self) -> int | None:
+        """Tokens that the attention layers' buffers have room for, if it is the same for all."""
+        places = {a.shape[2] for row in self.rows if isinstance(row, AttentionRow) for a in row.state}
+        return places.pop() if len(places) == 1 else None
+
     def trim(self, num_tokens: int) -> None:
         """Forget all but the first tokens; for sliceable rows only."""
         for row in self.rows:
@@ -455,11 +475,16 @@ def causal_mask(num_queries: int, offset: int, first_key: int, window: int | Non
     return mask
 
 
-def _write(buffers: Planes, new: Planes, start: int, step: int) -> Planes:
-    """`new` written at `start`; buffers grow by whole steps when it does not fit."""
+def capacity_for(length: int) -> int:
+    """Tokens a buffer is made for when its longest row has `length`: a sixth more, at least one."""
+    return length + 1 + length // 6
+
+
+def _write(buffers: Planes, new: Planes, start: int, step: int, room: int = 0) -> Planes:
+    """`new` written at `start`; buffers grow by whole steps, or to `room`, when it does not fit."""
     end = start + new[0].shape[2]
     if not buffers or end > buffers[0].shape[2]:
-        capacity = (end + step - 1) // step * step
+        capacity = room if room >= end else (end + step - 1) // step * step
         buffers = tuple(_grown(buffers[i] if buffers else None, x, start, capacity) for i, x in enumerate(new))
     written = []
     for buffer, x in zip(buffers, new, strict=True):
@@ -475,8 +500,14 @@ def _grown(buffer: mx.array | None, like: mx.array, used: int, capacity: int) ->
     return mx.concatenate([buffer[..., :used, :], mx.zeros((*lead, capacity - used, dim), like.dtype)], axis=2)
 
 
-def _join(pieces: Sequence[Planes]) -> Planes:
-    return tuple(mx.concatenate([p[i] for p in pieces], axis=2) for i in range(len(pieces[0])))
+def _join(pieces: Sequence[Planes], num_more: int) -> Planes:
+    """The pieces one after the other, and room for so many more tokens."""
+    joined = []
+    for parts in zip(*pieces, strict=True):
+        lead, dim = parts[0].shape[:2], parts[0].shape[3]
+        room = [mx.zeros((*lead, num_more, dim), parts[0].dtype)] if num_more > 0 else []
+        joined.append(mx.concatenate([*parts, *room], axis=2))
+    return tuple(joined)
 
 
 def _last(x: mx.array, size: int) -> mx.array:

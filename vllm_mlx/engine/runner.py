@@ -31,6 +31,7 @@ from vllm_mlx.engine.kv_cache import (
     RowCache,
     StateCheckpoint,
     WindowRow,
+    capacity_for,
     measure_footprint,
 )
 from vllm_mlx.engine.kv_pack import packed_entries
@@ -183,6 +184,7 @@ class ModelRunner:
 
     def open(self, sequence: Sequence, lease: Lease | None) -> None:
         cache = self.layout.new_row()
+        cache.make_room(capacity_for(len(sequence.tokens)))
         if lease is not None and lease.num_tokens:
             cache.load(lease)
         request = sequence.request
