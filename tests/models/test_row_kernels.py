@@ -165,7 +165,7 @@ def test_without_the_library_all_is_mlx_s(monkeypatch):
 
 @needs_kernels
 def test_weights_in_huge_pages_keep_their_values():
-    arrays = [mx.full((1024, 1024), float(i)) for i in range(6)] + [mx.ones((3,), dtype=mx.bfloat16)]
+    arrays = [mx.full((1024, 1024), float(i)) for i in range(6)] + [mx.ones((3,), dtype=mx.bfloat16), mx.array(2.0)]
     mx.eval(arrays)
     assert huge_pages.merge(arrays) >= 0
     assert all(bool((array == i).all()) for i, array in enumerate(arrays[:6]))

@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 PAGE_BYTES = 2 << 20
+_LEAST_BYTES = 4096  # of an array that is worth it
+_BETWEEN_BYTES = 8192  # malloc's own words, and the rounding to pages
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise's; COLLAPSE is Linux 6.1's, before it the kernel takes its time
 
 
@@ -37,7 +39,7 @@ def _ranges(arrays: Iterable[mx.array]) -> list[tuple[int, int]]:
     """Addresses of the arrays' memory; those that all but touch are one."""
     places = []
     for array in arrays:
-        if array.nbytes:
+        if array.nbytes >= _LEAST_BYTES:
             memory = np.asarray(memoryview(mx.view(array, mx.uint8)))
             places.append((memory.ctypes.data, memory.ctypes.data + memory.nbytes))
     merged: list[tuple[int, int]] = []
@@ -49,4 +51,3 @@ def _ranges(arrays: Iterable[mx.array]) -> list[tuple[int, int]]:
     return merged
 
 
-_BETWEEN_BYTES = 8192  # malloc's own words and the rounding to pages
