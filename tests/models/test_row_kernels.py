@@ -53,8 +53,9 @@ def test_attention_is_mlx_s(batch, kv_heads, group, length, before, kind, seed, 
 def test_attention_goes_through_blocks_that_leave_out_later_keys(monkeypatch):
     monkeypatch.setattr(row_kernels, "_MOST_SCORES", 4 * 64 * 400)
     monkeypatch.setattr(row_kernels, "_FEWEST_ROWS", 1)
-    q, k, v = random(1, 4, 300, 16), random(1, 2, 400, 16, seed=1), random(1, 2, 400, 16, seed=2)
-    for mask in (None, "causal"):
+    q, k, v = random(2, 4, 300, 16), random(2, 2, 400, 16, seed=1), random(2, 2, 400, 16, seed=2)
+    each = (random(2, 4, 300, 400, seed=3) > 0) | (mx.arange(400) == 0)
+    for mask in (None, "causal", each, each[:1, :1], each[:, :, :1]):
         ours = row_kernels.attention(q, k, v, scale=0.3, mask=mask)
         assert mx.allclose(ours, row_kernels._mlx_attention(q, k, v, scale=0.3, mask=mask), rtol=1e-4, atol=1e-5)
 
