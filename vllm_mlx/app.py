@@ -94,6 +94,7 @@ WIRE_TYPES = (
     CountTokensRequest,
 )
 
+SWITCH_INTERVAL_S = 0.001
 DESCRIPTION = "Language and vision-language models on MLX, behind the OpenAI and Anthropic protocols."
 
 
@@ -192,6 +193,8 @@ def serve(settings: Settings) -> int:
         shutdown_timeout_s=server.shutdown_timeout,
     )
     toolbox = open_toolbox(settings, context)
+    # Python lets a thread run for 5 ms before another gets its turn; the MLX thread must not wait that long to launch.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
         runner.run(_run(lifecycle, line, toolbox))
         if tracing is not None:

@@ -52,6 +52,8 @@ MIN_PREFIX_CACHE_BYTES = 100 << 20
 # (docs/benchmarks/gpu.md), in which it reads more than this; a CPU next to nothing.
 CPU_SLACK_BYTES, GPU_SLACK_BYTES = 16 << 20, 512 << 20
 MIN_ACTIVATION_BYTES = 64 << 20
+# Freed buffers that MLX may keep for reuse on a CPU, where the memory is everybody's.
+CPU_CACHED_BYTES = 128 << 20
 DISK_CLOSE_S = 3.0
 """How long the prefixes that are not on disk yet may take to be written when the model goes."""
 
@@ -184,7 +186,8 @@ class Backend:
                 draft_model = loader.load(files.draft, mllm=False, dtype=model.dtype).model
             is_cpu = device.report().backend == "cpu"
             options.append(engine_options(settings, device.free_bytes(), memory_bytes, is_cpu=is_cpu))
-            device.bound_cache(options[0].activation_bytes)
+            most_cached = options[0].activation_bytes
+            device.bound_cache(min(most_cached, CPU_CACHED_BYTES) if is_cpu else most_cached)
             if ranks is not None:
                 ranks.gather(options[0])
             built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
