@@ -82,11 +82,14 @@ _constants = _Constants()
 
 
 def _zeros(rows: int, columns: int) -> mx.array:
+    """An operand that is not read, or read as zeros; layers of a step share it."""
     known = _constants.zeros.get((rows, columns))
     if known is None:
         known = mx.zeros((rows, columns))
-        if rows * columns <= _MOST_KEPT and len(_constants.zeros) < _MOST_CONSTANTS:
-            mx.eval(known)
+        if rows * columns <= _MOST_KEPT:
+            if len(_constants.zeros) >= _MOST_CONSTANTS:
+                _constants.zeros.clear()
+            mx.async_eval(known)  # to wait for it would be to wait for all that was launched before
             _constants.zeros[rows, columns] = known
     return known
 
@@ -162,7 +165,7 @@ def _frequencies(half: int, base: float, dim: int) -> mx.array:
     known = _constants.frequencies.get((half, base, dim))
     if known is None:
         known = _padded(mx.array((base ** (-np.arange(half) / half)).astype(np.float32)), dim)
-        mx.eval(known)
+        mx.async_eval(known)
         _constants.frequencies[half, base, dim] = known
     return known
 
