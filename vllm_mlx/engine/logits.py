@@ -74,9 +74,9 @@ def exp_nonpositive(x: mx.array) -> mx.array:
     Our kernel takes a tenth of it; where it is missing, a dozen vectorised operations take a third. Elsewhere, and for
     small arrays, it is plain `mx.exp`.
     """
-    if mx.default_device() != mx.Device(mx.cpu) or x.size < 16384:
-        return mx.exp(x)
-    return row_kernels.exp(x) if row_kernels.are_available() else _exp_by_bits(x)
+    if row_kernels.are_available():
+        return row_kernels.exp(x)
+    return mx.exp(x) if mx.default_device() != mx.Device(mx.cpu) or x.shape[-1] < 1024 else _exp_by_bits(x)
 
 
 def _exp_by_bits(x: mx.array) -> mx.array:

@@ -5,6 +5,8 @@ attention of that: of a prefill chunk's attention four fifths are softmax. `nati
 at a time. MLX lets foreign code work on its arrays in one place, a BLAS call, so the kernels sit behind a product with
 an `alpha` that no product has: they take their turn in MLX's graph like any other operation and nothing waits for them.
 
+Which way is taken never depends on how many rows there are: a row's answer may not depend on its company.
+
 Where the library is not in the process (macOS, CUDA, no compiler) `are_available` is false, which a product asked for
 the right answer finds out, and everything here is MLX's own operation. All take float32 alone; other dtypes go MLX's
 way too. `tests/models/test_row_kernels.py` compares the two ways.
@@ -23,8 +25,6 @@ import numpy as np
 
 # The numbers in native/gemm.c.
 _SOFTMAX, _EXP, _SWIGLU, _RMS_NORM, _ROPE, _ARGMAX = (float.fromhex(f"0x1.fffff{digit}p127") for digit in "2468ac")
-# Below this many numbers MLX's own way is as quick.
-_LEAST_SIZE = 1024
 # Scores held at once, as floats: half a MiB lies in the second-level cache. 0.7 of the time of 8 MiB at 5,000 keys.
 _MOST_SCORES = 1 << 17
 # Rows of queries from which a product of scores is computed at full speed.
@@ -96,14 +96,14 @@ def _zeros(rows: int, columns: int) -> mx.array:
 
 def exp(x: mx.array) -> mx.array:
     """e**x of [..., N]."""
-    if x.dtype != mx.float32 or x.ndim < 2 or x.size < _LEAST_SIZE or not are_available():
+    if x.dtype != mx.float32 or x.ndim < 2 or not are_available():
         return mx.exp(x)
     return _operation(_EXP, x)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Along the last axis of [..., N]."""
-    if x.dtype != mx.float32 or x.ndim < 2 or x.size < _LEAST_SIZE or not are_available():
+    if x.dtype != mx.float32 or x.ndim < 2 or not are_available():
         return mx.softmax(x, axis=-1)
     return _operation(_SOFTMAX, x)
 
@@ -113,7 +113,7 @@ def argmax(x: mx.array) -> mx.array | None:
 
     None where MLX has to do it.
     """
-    if x.dtype != mx.float32 or x.size < _LEAST_SIZE or x.shape[1] >= _FLOATS_COUNT_TO or not are_available():
+    if x.dtype != mx.float32 or x.shape[1] >= _FLOATS_COUNT_TO or not are_available():
         return None
     places = mx.addmm(_zeros(x.shape[0], 1), x, x[:1].T, alpha=_ARGMAX)  # the last operand is not read
     return places[:, 0].astype(mx.int32)
@@ -121,7 +121,7 @@ def argmax(x: mx.array) -> mx.array | None:
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, of equal shapes."""
-    is_ours = gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape and gate.size >= _LEAST_SIZE
+    is_ours = gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape
     if not is_ours or not are_available():
         result: mx.array = _mlx_swiglu(gate, x)
         return result
@@ -188,7 +188,7 @@ def attention(
     is_plain = all(value is None for value in others.values()) and all(a.dtype == mx.float32 for a in (q, k, v))
     batch, heads, length, dim = q.shape
     kv_heads, span = k.shape[1], k.shape[2]
-    if not is_plain or batch * heads * length * span < _LEAST_SIZE or not are_available():
+    if not is_plain or not are_available():
         return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
     group = heads // kv_heads
     queries = (q * scale).reshape(batch, kv_heads, group, length, dim)
@@ -228,11 +228,11 @@ def _attend(
     batch, kv_heads, group, length, dim = queries.shape
     if bias is not None and length > 1:  # rows of a group want biases of their own
         scores = mx.addmm(mx.broadcast_to(bias, (*queries.shape[:4], keys.shape[-1])), queries, keys[:, :, None])
-        out = _operation(_SOFTMAX, scores) @ values[:, :, None]
+        out = softmax(scores) @ values[:, :, None]
     elif bias is not None:
         shape = (batch, kv_heads, group, keys.shape[-1])
         scores = mx.addmm(mx.broadcast_to(bias[..., 0, :], shape), queries.reshape(*shape[:3], dim), keys)
-        out = _operation(_SOFTMAX, scores) @ values
+        out = softmax(scores) @ values
     else:
         scores = queries.reshape(batch, kv_heads, group * length, dim) @ keys
         columns = None
