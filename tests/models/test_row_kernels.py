@@ -153,6 +153,15 @@ def test_other_dtypes_go_mlx_s_way(dtype):
     assert mx.array_equal(ours, row_kernels._mlx_attention(q, k, k, scale=0.3, mask="causal"))
 
 
+def test_nothing_gives_nothing():
+    empty, weight = mx.zeros((1, 4, 0, 16)), mx.ones((16,))
+    keys = random(1, 4, 3, 16)
+    assert row_kernels.attention(empty, keys, keys, scale=1.0).shape == (1, 4, 0, 16)
+    assert row_kernels.rms_norm(empty, weight, 1e-5).shape == row_kernels.swiglu(empty, empty).shape == empty.shape
+    turned = row_kernels.rope(empty, 16, traditional=False, base=1e4, scale=1.0, offset=0)
+    assert turned.shape == row_kernels.exp(empty).shape == empty.shape
+
+
 def test_without_the_library_all_is_mlx_s(monkeypatch):
     monkeypatch.setattr(row_kernels, "are_available", lambda: False)
     x = random(4, 512)

@@ -239,7 +239,7 @@ class ServerContext:
         return self.model
 
 
-def get_context(request: Request) -> ServerContext:
-    """FastAPI dependency: this application's context."""
+async def get_context(request: Request) -> ServerContext:
+    """FastAPI dependency: this application's context. Async, or FastAPI would call it on a thread of its pool."""
     context: ServerContext = request.app.state.context
     return context

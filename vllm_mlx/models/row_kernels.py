@@ -94,16 +94,21 @@ def _zeros(rows: int, columns: int) -> mx.array:
     return known
 
 
+def _suit(*arrays: mx.array) -> bool:
+    """Whether the kernels are there and take these."""
+    return are_available() and all(a.dtype == mx.float32 and a.ndim > 1 and a.size > 0 for a in arrays)
+
+
 def exp(x: mx.array) -> mx.array:
     """e**x of [..., N]."""
-    if x.dtype != mx.float32 or x.ndim < 2 or not are_available():
+    if not _suit(x):
         return mx.exp(x)
     return _operation(_EXP, x)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Along the last axis of [..., N]."""
-    if x.dtype != mx.float32 or x.ndim < 2 or not are_available():
+    if not _suit(x):
         return mx.softmax(x, axis=-1)
     return _operation(_SOFTMAX, x)
 
@@ -113,7 +118,7 @@ def argmax(x: mx.array) -> mx.array | None:
 
     None where MLX has to do it.
     """
-    if x.dtype != mx.float32 or x.shape[1] >= _FLOATS_COUNT_TO or not are_available():
+    if not _suit(x) or x.shape[1] >= _FLOATS_COUNT_TO:
         return None
     places = mx.addmm(_zeros(x.shape[0], 1), x, x[:1].T, alpha=_ARGMAX)  # the last operand is not read
     return places[:, 0].astype(mx.int32)
@@ -121,8 +126,7 @@ def argmax(x: mx.array) -> mx.array | None:
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, of equal shapes."""
-    is_ours = gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape
-    if not is_ours or not are_available():
+    if gate.shape != x.shape or not _suit(gate, x):
         result: mx.array = _mlx_swiglu(gate, x)
         return result
     return _operation(_SWIGLU, gate.reshape(-1, 1), x.reshape(-1, 1)).reshape(gate.shape)
@@ -130,10 +134,8 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **others: Any) -> mx.array:
     """`mx.fast.rms_norm` of [..., N]."""
-    is_ours = weight is not None and x.dtype == weight.dtype == mx.float32 and x.ndim > 1 and not others
-    if not is_ours or not are_available():
+    if weight is None or weight.dtype != mx.float32 or others or not _suit(x):
         return _mlx_rms_norm(x, weight, eps, **others)
-    assert weight is not None
     return _operation(_RMS_NORM, x.reshape(-1, x.shape[-1]), None, weight[None], beta=eps).reshape(x.shape)
 
 
@@ -142,8 +144,7 @@ def rope(
     freqs: mx.array | None = None, **others: Any,
 ) -> mx.array:  # fmt: skip
     """`mx.fast.rope` of [B, H, L, D] at `offset`, one for all or [B]."""
-    is_ours = x.dtype == mx.float32 and x.ndim == 4 and not traditional and not others and dims >= 2
-    if not is_ours or not are_available():
+    if x.ndim != 4 or traditional or others or dims < 2 or not _suit(x):
         return _mlx_rope(
             x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs, **others
         )
@@ -185,11 +186,10 @@ def attention(
     Head by head of the keys and in blocks of queries, so that the scores stay in the caches and a causal block leaves
     out the keys after it; the heads that share keys are rows of one product.
     """
-    is_plain = all(value is None for value in others.values()) and all(a.dtype == mx.float32 for a in (q, k, v))
+    if any(value is not None for value in others.values()) or not _suit(q, k, v):
+        return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
     batch, heads, length, dim = q.shape
     kv_heads, span = k.shape[1], k.shape[2]
-    if not is_plain or not are_available():
-        return _mlx_attention(q, k, v, scale=scale, mask=mask, **others)
     group = heads // kv_heads
     queries = (q * scale).reshape(batch, kv_heads, group, length, dim)
     keys = k.swapaxes(-1, -2)
