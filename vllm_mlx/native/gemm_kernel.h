@@ -79,7 +79,7 @@ INLINE void NT_TILE(const product *p, ptrdiff_t row, ptrdiff_t col, ptrdiff_t k0
     }
   }
   for (int i = 0; i < rows; i++) {
-    float sums[NT_COLS];
+    float sums[NT_COLS < 4 ? 4 : NT_COLS];
     if (cols == 4) {
       quad four = SUMS(acc[i]);
       memcpy(sums, &four, sizeof four);
