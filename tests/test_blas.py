@@ -259,3 +259,10 @@ def test_argmax_is_the_first_largest_and_tells_of_broken_rows(shim, m, n, level,
         x[-1, rng.integers(n)], expected[-1] = (np.nan, np.inf)[seed % 2], -1
     result = product(shim, x, x[:1].T.copy(), b_trans=False, alpha=ARGMAX, beta=1, c=np.zeros((m, 1), np.float32))
     assert result[:, 0].astype(int).tolist() == expected.tolist()
+
+
+def test_with_the_kernels_switched_off_row_operations_are_off_too(shim):
+    shim.configure(0)
+    x = random_matrix(1, 3, 7, 0)
+    zeros = np.zeros((3, 1), np.float32), np.zeros((1, 7), np.float32)
+    assert np.array_equal(product(shim, *zeros, b_trans=False, alpha=EXP, beta=1, c=x), x)

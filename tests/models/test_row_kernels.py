@@ -112,7 +112,8 @@ def test_rotary_positions_are_mlx_s(batch, heads, length, half, spare, where, of
 def test_rms_norm_is_mlx_s(shape):
     x, weight = random(*shape, scale=3.0), random(shape[-1], seed=1)
     assert mx.allclose(row_kernels.rms_norm(x, weight, 1e-5), row_kernels._mlx_rms_norm(x, weight, 1e-5), atol=1e-5)
-    assert mx.allclose(row_kernels.rms_norm(x, None, 1e-5), row_kernels._mlx_rms_norm(x, None, 1e-5))
+    for scale, eps in ((None, 1e-5), (weight, 0.0)):
+        assert mx.allclose(row_kernels.rms_norm(x, scale, eps), row_kernels._mlx_rms_norm(x, scale, eps))
 
 
 @needs_kernels

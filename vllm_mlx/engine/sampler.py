@@ -214,13 +214,10 @@ class BatchSampler:
         order: list[int] = []
         parts: list[mx.array] = []
         broken: mx.array | None = None
-        if len(plain) == len(rows):
-            order = plain
-            tokens, broken = lg.greedy(logits)
-            parts.append(tokens)
-        elif plain:
+        if plain:
             order += plain
-            parts.append(_argmax_of(logits, plain))
+            tokens, broken = _greedy(logits, plain)
+            parts.append(tokens)
         if taken:
             order += taken
             parts.append(as_index([forced[i] or 0 for i in taken]))
@@ -312,12 +309,13 @@ class BatchSampler:
         return SampledBatch(tokens, codes, host_errors, logprobs, asking, state)
 
 
-def _argmax_of(logits: mx.array, indices: Sequence[int]) -> mx.array:
-    """Argmax of some rows; where they are most rows, of all, which is cheaper than to copy them out."""
+def _greedy(logits: mx.array, indices: Sequence[int]) -> tuple[mx.array, mx.array | None]:
+    """The likeliest tokens of some rows. Where they are most rows all are read, which is cheaper than to copy them out,
+    and it comes out whether each of all is broken."""
     if 2 * len(indices) < logits.shape[0]:
-        return mx.argmax(logits[as_index(indices)], axis=-1).astype(mx.uint32)
-    tokens = mx.argmax(logits, axis=-1).astype(mx.uint32)
-    return tokens if len(indices) == logits.shape[0] else tokens[as_index(indices)]
+        return lg.greedy(logits[as_index(indices)])[0], None
+    tokens, broken = lg.greedy(logits)
+    return (tokens if len(indices) == logits.shape[0] else tokens[as_index(indices)]), broken
 
 
 def _in_order(parts: Sequence[mx.array], order: Sequence[int]) -> mx.array:

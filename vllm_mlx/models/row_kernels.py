@@ -7,9 +7,9 @@ an `alpha` that no product has: they take their turn in MLX's graph like any oth
 
 Which way is taken never depends on how many rows there are: a row's answer may not depend on its company.
 
-Where the library is not in the process (macOS, CUDA, no compiler) `are_available` is false, which a product asked for
-the right answer finds out, and everything here is MLX's own operation. All take float32 alone; other dtypes go MLX's
-way too. `tests/models/test_row_kernels.py` compares the two ways.
+Where the library is not in the process (macOS, CUDA, no compiler, kernels switched off) `are_available` is false, which
+a product asked for the right answer finds out, and everything here is MLX's own operation. All take float32 alone;
+other dtypes go MLX's way too. `tests/models/test_row_kernels.py` compares the two ways.
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ def _operation(code: float, x: mx.array, a: mx.array | None = None, b: mx.array 
 
 
 class _Constants(threading.local):
-    """Operands that do not change; a thread's own, as arrays are."""
+    """Operands that are made once for many layers; a thread's own, as arrays are."""
 
     def __init__(self) -> None:
         self.zeros: dict[tuple[int, int], mx.array] = {}
         self.frequencies: dict[tuple[int, float, int], mx.array] = {}
+        self.bias: tuple[mx.array, int, mx.array] | None = None  # the last mask, its group, and what it became
 
 
 _constants = _Constants()
@@ -134,7 +135,8 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **others: Any) -> mx.array:
     """`mx.fast.rms_norm` of [..., N]."""
-    if weight is None or weight.dtype != mx.float32 or others or not _suit(x):
+    # Epsilon is the product's beta, and a product with none need not be given what it would be added to.
+    if weight is None or weight.dtype != mx.float32 or eps == 0 or others or not _suit(x):
         return _mlx_rms_norm(x, weight, eps, **others)
     return _operation(_RMS_NORM, x.reshape(-1, x.shape[-1]), None, weight[None], beta=eps).reshape(x.shape)
 
@@ -250,17 +252,14 @@ def _part(bias: mx.array, head: slice, start: int, end: int) -> mx.array:
     return bias if bias.shape[3] == 1 else bias[:, :, :, start:end]
 
 
-_last_bias: tuple[mx.array, int, mx.array] | None = None
-
-
 def _bias(mask: mx.array, group: int) -> mx.array:
     """A mask [..., L, S] with up to four axes as numbers to add, [B, K, G, L, S] or 1s. Layers share a step's mask."""
-    global _last_bias
-    if _last_bias is not None and _last_bias[0] is mask and _last_bias[1] == group:
-        return _last_bias[2]
+    last = _constants.bias
+    if last is not None and last[0] is mask and last[1] == group:
+        return last[2]
     bias = mx.where(mask, mx.array(0.0), mx.array(-mx.inf)) if mask.dtype == mx.bool_ else mask.astype(mx.float32)
     bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape)
     heads = bias.shape[1]
     bias = bias[:, :, None] if heads == 1 else bias.reshape(bias.shape[0], heads // group, group, *bias.shape[2:])
-    _last_bias = mask, group, bias
+    _constants.bias = mask, group, bias
     return bias

@@ -273,7 +273,7 @@ static int is_turned(int m, int n, int k) {
 
 void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
-  if (alpha >= ROW_SOFTMAX && order == ROW_MAJOR) {
+  if (alpha >= ROW_SOFTMAX && order == ROW_MAJOR && config.max_rows > 0) {
     product p = {m, n, k, lda, ldb, ldc, alpha, beta, a, b, c};
     if (row_operation(&p, trans_a == TRANS ? 1 : lda, trans_a == TRANS ? lda : 1)) return;
   }
