@@ -58,9 +58,18 @@ def test_a_loaded_prefix_leaves_room_for_what_follows():
     filled(source, 0, 64)
     row = AttentionRow()
     row.room = 100
-    row.load([source.segment(0, 32).layers[0], source.segment(32, 64).layers[0]])
+    row.load([source.segment(0, 32).layers[0], source.segment(32, 64).layers[0]], 64)
     assert row.offset == 64 and row.buffers()[0][0].shape[2] == 100
     assert mx.array_equal(row.planes()[0][0], source.rows[0].planes()[0][0])
     before = row.planes()[1][0]
     row.update_and_fetch(kv(10, 7), kv(10, 8))
     assert row.buffers()[0][0].shape[2] == 100 and mx.array_equal(row.planes()[1][0][:, :, :64], before)
+
+
+def test_of_the_last_segment_only_what_the_lease_covers_is_taken():
+    source = RowCache([KVCache()])
+    filled(source, 0, 64)
+    row = AttentionRow()
+    row.load([source.segment(0, 32).layers[0], source.segment(32, 64).layers[0]], 41)
+    assert row.offset == 41 and row.buffers()[0][0].shape[2] == 41
+    assert mx.array_equal(row.planes()[0][0], source.rows[0].planes()[0][0][:, :, :41])

@@ -51,26 +51,93 @@ class Tree(PrefixCache):
         self.check()
         return stored
 
+    def put_with_tail(self, key) -> None:
+        self.put(key)
+        key = tuple(key)
+
+        def make(start: int, end: int) -> Keys:
+            self.asked.append((start, end))
+            return Keys(key[start:end])
+
+        self.insert_tail(key, make)
+        self.check()
+
     def found(self, key, *, namespace: str = "", limit: int | None = None) -> int:
         """Length of the usable prefix; the segments must be exactly its keys."""
         lease = self.match(tuple(key), namespace=namespace, limit=limit)
-        keys = tuple(k for segment in lease.segments() for k in segment.keys)
+        keys = tuple(k for segment in lease.segments() for k in segment.keys)[: lease.num_tokens]
         assert keys == tuple(key)[: lease.num_tokens]
         self.release(lease)
         self.check()
         return lease.num_tokens
 
 
-def test_only_whole_blocks_are_stored_and_found() -> None:
+def test_whole_blocks_are_stored_and_found_to_the_token_behind_the_first() -> None:
     tree = Tree()
     assert tree.put(range(10)) == 8
-    assert tree.found(range(10)) == 8 and tree.found(range(7)) == 4 and tree.found(range(3)) == 0
+    assert tree.found(range(10)) == 8 and tree.found(range(7)) == 7 and tree.found(range(3)) == 0
+
+
+def test_a_tail_is_found_until_a_whole_block_takes_its_place() -> None:
+    tree = Tree()
+    tree.put_with_tail(range(10))
+    assert tree.nbytes == 100
+    assert tree.found(range(10)) == 10 and tree.found(range(20)) == 10 and tree.found(range(20), limit=9) == 9
+    tree.asked.clear()
+    tree.put_with_tail(range(10))
+    assert tree.asked == []  # there already
+    tree.put_with_tail(range(11))
+    assert tree.asked == [(8, 11)] and tree.nbytes == 110  # instead of the shorter
+    tree.put_with_tail(range(9))
+    assert tree.nbytes == 110
+    tree.put(range(12))
+    assert tree.nbytes == 120 and tree.found(range(20)) == 12
+
+
+def test_tails_of_several_answers_stand_side_by_side_and_go_first() -> None:
+    tree = Tree()
+    for last in (50, 60):
+        tree.put_with_tail([*range(8), last, last + 1])
+    assert tree.found([*range(8), 50, 51, 52]) == 10 and tree.found([*range(8), 60, 61, 62]) == 10
+    assert tree.found([*range(8), 50, 99]) == 9
+    assert tree.evict(1) == 20 and tree.found([*range(8), 60, 61]) == 8
+    assert tree.evict(1000) == 100 and tree.nbytes == 0
+
+
+def test_a_held_tail_is_neither_evicted_nor_replaced() -> None:
+    tree = Tree()
+    tree.put_with_tail(range(10))
+    lease = tree.match(tuple(range(10)))
+    tree.put(range(12))
+    assert tree.evict(1000) == 40 and tree.nbytes == 100  # the block beside it goes
+    assert tuple(k for segment in lease.segments() for k in segment.keys) == tuple(range(10))
+    tree.release(lease)
+    assert tree.evict(1000) == 100
+
+
+def test_a_part_stays_whole_when_its_run_is_cut() -> None:
+    tree = Tree()
+    tree.put(range(8))
+    tree.put(range(24))
+    lease = tree.match(tuple(range(10)))
+    assert lease.num_tokens == 10
+    tree.found(range(20))  # cuts the run that the lease holds the beginning of
+    assert tuple(k for segment in lease.segments() for k in segment.keys)[:10] == tuple(range(10))
+    tree.release(lease)
+    tree.check()
+    assert tree.evict(1000) == 240
+
+
+def test_less_than_a_block_is_not_kept() -> None:
+    tree = Tree()
+    tree.put_with_tail(range(3))
+    assert tree.nbytes == 0 and tree.asked == []
 
 
 def test_a_match_never_passes_its_limit() -> None:
     tree = Tree()
     tree.put(range(16))
-    assert tree.found(range(16), limit=15) == 12 and tree.found(range(16), limit=3) == 0
+    assert tree.found(range(16), limit=15) == 15 and tree.found(range(16), limit=3) == 0
 
 
 def test_a_shared_prefix_is_stored_once() -> None:
@@ -86,7 +153,7 @@ def test_a_partial_match_cuts_a_run_without_changing_the_bytes() -> None:
     tree = Tree()
     tree.put(range(16))
     before = tree.nbytes
-    assert tree.found([*range(9), 99, 99, 99]) == 8
+    assert tree.found([*range(9), 99, 99, 99]) == 9
     assert tree.nbytes == before and sorted(len(n.key) for n in tree.nodes()) == [8, 8]
     assert tree.found(range(16)) == 16
 
@@ -104,7 +171,7 @@ def test_the_report_of_a_match_is_exact_to_the_token() -> None:
     for position in range(16):
         key = [*range(position), 99, *range(position + 1, 16)]
         lease = tree.match(tuple(key))
-        assert lease.num_matched == position and lease.num_tokens == position // BLOCK * BLOCK
+        assert lease.num_matched == position and lease.num_tokens == (position if position >= BLOCK else 0)
         tree.release(lease)
         assert tree.match_length(tuple(key)) == position
 

@@ -138,7 +138,7 @@ def test_usage_counts_prompt_completion_and_cached_tokens() -> None:
     world.ask("second", range(20), 4)
     world.run()
     usage = world.published["second"].finals[0].usage
-    assert (usage.num_prompt_tokens, usage.num_completion_tokens, usage.num_cached_tokens) == (20, 4, 16)
+    assert (usage.num_prompt_tokens, usage.num_completion_tokens, usage.num_cached_tokens) == (20, 4, 19)
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +168,7 @@ def test_idle_prefixes_are_dropped_before_anybody_waits() -> None:
     world = FakeEngine(kv_budget_bytes=50 * BYTES_PER_TOKEN)
     world.ask("a", range(40), 2)
     world.run()
-    assert world.cache.nbytes == 40 * BYTES_PER_TOKEN
+    assert world.cache.nbytes == 41 * BYTES_PER_TOKEN
     world.ask("b", range(100, 140), 2)
     world.step()
     assert "b" in world.scheduler.running and world.cache.nbytes == 0
@@ -286,7 +286,7 @@ def test_the_answer_after_a_hit_says_where_the_prompt_left_the_cached_path() -> 
     world.ask("second", [*range(10), *range(50, 60)], 1)
     world.run()
     report = world.published["second"].finals[0].cache
-    assert report.num_matched_tokens == 10 and report.num_cached_tokens == 8 and "token 10" in report.miss_reason
+    assert report.num_matched_tokens == report.num_cached_tokens == 10 and "token 10" in report.miss_reason
 
 
 def test_a_request_may_leave_the_cache_alone() -> None:

@@ -244,7 +244,7 @@ class Simulation:
             assert in_flight.plan.num_tokens <= max(self.max_tokens_per_step, 8 + BLOCK), "token budget passed"
         if self.cache is not None:
             self.cache.check()
-            locks = sum(len(list(s.lease.node.path())) for s in scheduler.running.values() if s.lease)
+            locks = sum(len(list(s.lease.held())) for s in scheduler.running.values() if s.lease)
             if self.has_disk:
                 locks += sum(len(list(p.pin.node.path())) for p in self.tier._restores if p.pin)
                 in_flight_bytes = sum(p.nbytes for p in self.tier._in_flight.values())

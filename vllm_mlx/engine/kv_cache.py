@@ -181,11 +181,12 @@ class AttentionRow:
     def segment(self, start: int, end: int) -> tuple[Planes, Planes]:
         return cut(self._keys, start, end), cut(self._values, start, end)
 
-    def load(self, pieces: Sequence[tuple[Planes, Planes]]) -> None:
-        """Fill an empty row with consecutive segments, which are copied once, into buffers of their own."""
-        self.offset = sum(keys[0].shape[2] for keys, _ in pieces)
-        self._keys = _join([keys for keys, _ in pieces], self.room - self.offset)
-        self._values = _join([values for _, values in pieces], self.room - self.offset)
+    def load(self, pieces: Sequence[tuple[Planes, Planes]], num_tokens: int) -> None:
+        """Fill an empty row with the first tokens of consecutive segments, which are copied once, into buffers of
+        their own."""
+        self.offset = num_tokens
+        self._keys = _join([keys for keys, _ in pieces], num_tokens, self.room)
+        self._values = _join([values for _, values in pieces], num_tokens, self.room)
 
 
 class QuantizedAttentionRow(AttentionRow):
@@ -376,7 +377,7 @@ class RowCache:
         index = 0
         for row in self.rows:
             if isinstance(row, AttentionRow):
-                row.load([segment.layers[index] for segment in segments])
+                row.load([segment.layers[index] for segment in segments], lease.num_tokens)
                 index += 1
             else:
                 row.load(next(kept))
@@ -500,12 +501,14 @@ def _grown(buffer: mx.array | None, like: mx.array, used: int, capacity: int) ->
     return mx.concatenate([buffer[..., :used, :], mx.zeros((*lead, capacity - used, dim), like.dtype)], axis=2)
 
 
-def _join(pieces: Sequence[Planes], num_more: int) -> Planes:
-    """The pieces one after the other, and room for so many more tokens."""
+def _join(pieces: Sequence[Planes], num_tokens: int, capacity: int) -> Planes:
+    """The first tokens of the pieces, one after the other, with room for `capacity` in all."""
     joined = []
-    for parts in zip(*pieces, strict=True):
-        lead, dim = parts[0].shape[:2], parts[0].shape[3]
-        room = [mx.zeros((*lead, num_more, dim), parts[0].dtype)] if num_more > 0 else []
+    for whole in zip(*pieces, strict=True):
+        *parts, last = whole
+        parts.append(last[:, :, : num_tokens - sum(part.shape[2] for part in parts)])
+        lead, dim = last.shape[:2], last.shape[3]
+        room = [mx.zeros((*lead, capacity - num_tokens, dim), last.dtype)] if capacity > num_tokens else []
         joined.append(mx.concatenate([*parts, *room], axis=2))
     return tuple(joined)
 

@@ -3,12 +3,15 @@
 A node holds a run of whole blocks; its `segment` is the KV of exactly these tokens (opaque here, sliceable), and its
 `checkpoint`, if any, the whole state of layers that cannot be sliced (sliding window, recurrent) at the node's end.
 
-    root ── [system prompt ........] ─┬─ [question A, answer A ...]
+    root ── [system prompt ........] ─┬─ [question A, answer A ...] ── [end]
               segment, checkpoint     └─ [question B ..]
 
-A match returns the longest *usable* prefix: any block boundary where every layer is sliceable, else the deepest
-checkpoint. A lease locks the matched path up to the root; a locked node is never evicted. Trees of different namespaces
-(API keys, adapters) never meet. Idea: SGLang's RadixAttention (Zheng et al., 2024); checkpoints as in llama.cpp.
+Nodes begin at block boundaries. What an ended sequence leaves behind its last whole block is a leaf of its own, a
+*tail*, until whole blocks take its place. A match returns the longest *usable* prefix: where every layer is sliceable
+all whole blocks that agree and the beginning of one block or tail behind them, so that a prompt that comes again
+computes its last token only; else the deepest checkpoint. A lease locks the matched path up to the root; a locked node
+is never evicted. Trees of different namespaces (API keys, adapters) never meet. Idea: SGLang's RadixAttention (Zheng
+et al., 2024); checkpoints as in llama.cpp.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Segment(Protocol):
 
 @dataclass(eq=False)
 class Node:
-    """A run of blocks under its parent. `end` is the number of tokens from the root to the end of the run.
+    """A run of blocks under its parent, or a tail. `end` is the number of tokens from the root to the end of the run.
 
     `num_uses` counts the prompts that matched it. `links` (hashes of all tokens up to each block's end) and `is_saved`
     are notes of the disk tier; `namespace` is set on roots.
@@ -72,18 +75,32 @@ class Node:
 
 @dataclass(eq=False)
 class Lease:
-    """A hold on a matched prefix. `num_tokens` may be used; `num_matched` is how far the tokens agreed."""
+    """A hold on a matched prefix. `num_tokens` may be used; `num_matched` is how far the tokens agreed.
+
+    The tokens behind `node`, if any, are the beginning of `part`.
+    """
 
     node: Node
     num_tokens: int
     num_matched: int
     reason: str | None = None
+    part: Node | None = None
     is_released: bool = False
 
     def segments(self) -> list[Segment]:
-        """Segments of the usable prefix, in order; together they cover exactly `num_tokens`."""
+        """Segments of the usable prefix, in order; of the last, only what is left of `num_tokens` may be used."""
         found = [n.segment for n in self.node.path() if n.segment is not None]
-        return found[::-1]
+        found.reverse()
+        if self.part is not None:
+            # The part may have been cut since it was locked.
+            first = next(n.segment for n in self.part.path() if n.start == self.node.end)
+            assert first is not None
+            found.append(first)
+        return found
+
+    def held(self) -> Iterator[Node]:
+        """The locked nodes."""
+        return (self.part or self.node).path()
 
     @property
     def checkpoint(self) -> Segment | None:
@@ -144,6 +161,7 @@ class PrefixCache:
         """
         limit = len(key) if limit is None else min(limit, len(key))
         node, num_matched = self._walk(self._root(namespace), key)
+        part = None
         usable_end = min(num_matched, limit) // self.block_size * self.block_size
         while node.end > usable_end and node.start >= usable_end and node.parent is not None:
             node = node.parent
@@ -160,7 +178,10 @@ class PrefixCache:
                 node = node.parent
             if node is not deepest or num_matched - node.end > self.block_size:
                 reason = f"no checkpoint between token {node.end} and the end of the match at {num_matched}"
-        lease = self._lock(node, num_matched, reason)
+        elif 0 < node.end < min(num_matched, limit):  # less than a block is not worth a lease
+            part = self._part_behind(node, key[node.end : limit])
+        num_tokens = node.end if part is None else min(num_matched, limit)
+        lease = self._lock(Lease(node, num_tokens, num_matched, reason, part))
         if is_use:
             self.count_use(lease)
         return lease
@@ -182,14 +203,18 @@ class PrefixCache:
         node, num_matched = self._walk(self._root(namespace), key)
         if node.end > num_matched and node.parent is not None:
             node = node.parent
-        return self._lock(node, num_matched, None)
+        return self._lock(Lease(node, node.end, num_matched))
 
-    def _lock(self, node: Node, num_matched: int, reason: str | None) -> Lease:
+    def _lock(self, lease: Lease) -> Lease:
         now = next(self._clock)
-        for held in node.path():
+        for held in lease.held():
             held.num_locks += 1
             held.last_used = now
-        return Lease(node, node.end, num_matched, reason)
+        return lease
+
+    def _part_behind(self, node: Node, rest: tuple[int, ...]) -> Node:
+        """The child that agrees longest with `rest`; some child does."""
+        return max(node.children.values(), key=lambda child: common_prefix(child.key[: self.block_size], rest))
 
     def match_length(self, key: tuple[int, ...], *, namespace: str = "", usable_only: bool = False) -> int:
         """How far `key` agrees with what is stored, in tokens, or how much of it could be used; changes nothing."""
@@ -208,7 +233,7 @@ class PrefixCache:
         if lease.is_released:
             return
         lease.is_released = True
-        for node in lease.node.path():
+        for node in lease.held():
             assert node.num_locks > 0, "released a node that nobody holds"
             node.num_locks -= 1
         if self.nbytes > self.budget_bytes:  # the budget shrank while this was held
@@ -227,7 +252,7 @@ class PrefixCache:
         """Store whole blocks of `key`; `make_segment(start, end)` is called once for the part not stored yet.
 
         `checkpoint` is the state at the end of `key`, whose length then is a whole number of blocks. Returns the
-        number of tokens now stored for `key` (less than asked where the budget has no room).
+        number of tokens now stored for `key` in whole blocks (less than asked where the budget has no room).
         """
         length = len(key) // self.block_size * self.block_size
         key = key[:length]
@@ -245,6 +270,16 @@ class PrefixCache:
         if checkpoint is not None and node.end == length and node.checkpoint is None:
             self._set_checkpoint(node, checkpoint)
         return node.end
+
+    def insert_tail(
+        self, key: tuple[int, ...], make_segment: Callable[[int, int], Segment], *, namespace: str = ""
+    ) -> None:
+        """Store what stands behind the last whole block of `key`, if all before it is stored, and nothing that begins
+        with the same."""
+        start = len(key) // self.block_size * self.block_size
+        node, matched = self._walk(self._root(namespace), key)
+        if 0 < start <= matched < len(key) and node.end == start:
+            self._append(node, key[start:], make_segment, next(self._clock))
 
     def _set_checkpoint(self, node: Node, checkpoint: Segment) -> None:
         if self._make_room(checkpoint.nbytes, keep=node):
@@ -277,12 +312,18 @@ class PrefixCache:
         segment = make(parent.end, parent.end + len(key))
         if not self._make_room(segment.nbytes, keep=parent):
             return parent
+        for tail in [t for t in parent.children.values() if self._is_tail(t) and t.key == key[: len(t.key)]]:
+            if not tail.num_locks:
+                self._drop(tail)
         child = Node(key, parent.end + len(key), parent, segment, last_used=now)
         parent.children[key[: self.block_size]] = child
         self.nbytes += segment.nbytes
-        if self.listener is not None:
+        if self.listener is not None and not self._is_tail(child):
             self.listener.stored(child)
         return child
+
+    def _is_tail(self, node: Node) -> bool:
+        return len(node.key) < self.block_size
 
     # ── giving back ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -293,16 +334,21 @@ class PrefixCache:
         heapq.heapify(heap)
         while heap and freed < num_bytes:
             _, _, leaf = heapq.heappop(heap)
-            parent = leaf.parent
-            assert parent is not None
             freed += leaf.nbytes
-            self.nbytes -= leaf.nbytes
             self.counters.num_evictions += 1
-            del parent.children[leaf.key[: self.block_size]]
-            leaf.parent = None
+            parent = self._drop(leaf)
             if parent.parent is not None and not parent.children and not parent.num_locks:
                 heapq.heappush(heap, (parent.last_used, id(parent), parent))
         return freed
+
+    def _drop(self, leaf: Node) -> Node:
+        """Take a leaf out of the tree; returns its parent."""
+        parent = leaf.parent
+        assert parent is not None and not leaf.children and not leaf.num_locks
+        self.nbytes -= leaf.nbytes
+        del parent.children[leaf.key[: self.block_size]]
+        leaf.parent = None
+        return parent
 
     def clear(self) -> int:
         """Drop everything that is not locked."""
@@ -329,7 +375,8 @@ class PrefixCache:
         held = 0
         for node in self.nodes():
             held += node.nbytes
-            assert len(node.key) % self.block_size == 0 and node.key, "a run is one or more whole blocks"
+            assert node.key and node.start % self.block_size == 0, "a run begins at a block"
+            assert len(node.key) % self.block_size == 0 or (self._is_tail(node) and not node.children)
             assert node.parent is not None and node.start == node.parent.end
             assert node.parent.parent is None or node.parent.num_locks >= max(
                 (c.num_locks for c in node.parent.children.values()), default=0
@@ -346,12 +393,14 @@ class PrefixCache:
         return self._roots[namespace]
 
     def _walk(self, node: Node, key: tuple[int, ...]) -> tuple[Node, int]:
-        """The deepest node that `key` enters, and the number of tokens that agree (perhaps inside that node)."""
+        """The deepest node that `key` enters by a whole block, and the number of tokens that agree: perhaps inside that
+        node, or in a block or tail behind it."""
         position = 0
         while position < len(key):
-            child = node.children.get(key[position : position + self.block_size])
+            block = key[position : position + self.block_size]
+            child = node.children.get(block) if len(block) == self.block_size else None
             if child is None:
-                return node, position + self._partial(node, key[position:])
+                return node, position + self._partial(node, block)
             agreed = common_prefix(child.key, key, position)
             position += agreed
             node = child
@@ -360,8 +409,8 @@ class PrefixCache:
         return node, position
 
     def _partial(self, node: Node, rest: tuple[int, ...]) -> int:
-        """Tokens of `rest` that agree with some child's first block, for the report of where prompts diverge."""
-        return max((common_prefix(block, rest, 0) for block in node.children), default=0)
+        """Tokens of `rest` that agree with some child's first block."""
+        return max((common_prefix(block, rest) for block in node.children), default=0)
 
     def _cut(self, node: Node, position: int) -> Node:
         """Split `node` at `position` (a block boundary inside its run); returns the upper half."""

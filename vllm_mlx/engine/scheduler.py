@@ -1,10 +1,10 @@
 """Decides what each step computes. Plain Python, no MLX, no threads, no clock but the one it is given.
 
 A plan gives every running sequence that is ready its one decode token first; what is left of the token budget goes to
-prefill chunks, then to admissions, in the order that the queue policy gives. Chunks end on a fixed grid of blocks, so a
-prefix hit computes the same shapes as a miss. Memory is counted in bytes of the rows' KV plus the prefix cache; a
-request is admitted when what all are expected to grow to fits; when it does not after all, the scheduler evicts
-unlocked prefixes, then preempts (swapping to disk what is dearer to compute again), then lets requests wait.
+prefill chunks, then to admissions, in the order that the queue policy gives. Chunks end on a fixed grid of blocks, so
+that few shapes are computed. Memory is counted in bytes of the rows' KV plus the prefix cache; a request is admitted
+when what all are expected to grow to fits; when it does not after all, the scheduler evicts unlocked prefixes, then
+preempts (swapping to disk what is dearer to compute again), then lets requests wait.
 """
 
 from __future__ import annotations
@@ -526,15 +526,25 @@ class Scheduler:
     # ── the prefix cache ────────────────────────────────────────────────────────────────────────────────────────
 
     def _keep_computed(self, sequence: Sequence) -> None:
-        """Store what an ending sequence computed, as far as its tokens are known."""
-        self._store_prefix(sequence, min(sequence.num_computed, len(sequence.tokens)))
+        """Store what an ending sequence computed, as far as its tokens are known, to the last of them."""
+        num_tokens = min(sequence.num_computed, len(sequence.tokens))
+        self._store_prefix(sequence, num_tokens)
+        keeps_tail = self.cache is not None and not self.cache.needs_checkpoint and not self._grid
+        if self.cache is not None and keeps_tail and not sequence.request.skips_prefix_cache:
+            self.cache.insert_tail(
+                sequence.cache_key[: self._keepable(sequence, num_tokens)],
+                lambda start, end: self.store.segment(sequence, start, end),
+                namespace=sequence.request.namespace,
+            )
+
+    def _keepable(self, sequence: Sequence, num_tokens: int) -> int:
+        return num_tokens if self._keeps_answers else min(num_tokens, sequence.num_prompt_tokens - 1)
 
     def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
+        """Store the whole grains of what was computed."""
         if self.cache is None or sequence.request.skips_prefix_cache:
             return
-        if not self._keeps_answers:
-            num_tokens = min(num_tokens, sequence.num_prompt_tokens - 1)
-        num_tokens = num_tokens // self._grain * self._grain
+        num_tokens = self._keepable(sequence, num_tokens) // self._grain * self._grain
         checkpoint = None
         if self.cache.needs_checkpoint:
             checkpoint = self.store.checkpoint(sequence, num_tokens)
