@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from tests.api.fakes import client_for, make_context
+from vllm_mlx.api.fields import GenerationFields
 from vllm_mlx.api.openapi_examples import SHOWN
 from vllm_mlx.app import build_app
 
@@ -65,6 +66,13 @@ async def test_an_example_is_answered_as_it_says(name):
     if shown.answer is not None:
         jsonschema.validate(answer.json(), content[kind]["schema"])
         assert set(shown.answer) <= set(answer.json()) | {"max_model_len"}
+
+
+@pytest.mark.parametrize("name", ["CompletionRequest", "ResponsesRequest", "MessagesRequest"])
+def test_what_every_protocol_takes_means_the_same_in_each(name):
+    schemas = DOCUMENT["components"]["schemas"]
+    for field in GenerationFields.model_fields:
+        assert schemas[name]["properties"][field] == schemas["ChatCompletionRequest"]["properties"][field]
 
 
 async def test_error_examples_have_the_shape_of_errors():

@@ -1,4 +1,7 @@
-"""Names of fields in errors, as the protocol at hand writes them: the layers below speak of OpenAI's chat fields."""
+"""Errors that name a field of the request: made, and renamed as the protocol at hand writes its fields.
+
+The layers below speak of OpenAI's chat fields.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from vllm_mlx.errors import InvalidRequest
+
+
+def invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_value")
+
+
+def refuse(param: str, message: str) -> InvalidRequest:
+    """A value that is well formed but not served here."""
+    return InvalidRequest(message, param=param, code="unsupported_value")
+
+
+def missing(param: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 @contextmanager

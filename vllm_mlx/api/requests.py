@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -200,6 +201,14 @@ async def run_whole(context: ServerContext, http: Request, job: Job) -> list[Mes
     """Every generation's message; a client that leaves ends them."""
     async with watch_client(http.receive):
         return await collect_choices(await open_job(context, http, job), len(job.requests))
+
+
+async def run_rendered(context: ServerContext, http: Request, job: Job, renderer: Renderer) -> None:
+    """Tell the whole job to the renderer of a stream, for an answer that is made of what a stream would have said."""
+    async with watch_client(http.receive):
+        async with aclosing(await open_job(context, http, job)) as events:
+            async for index, event in events:
+                renderer.render(index, event)
 
 
 async def open_job(context: ServerContext, http: Request, job: Job) -> AsyncGenerator[Indexed, None]:

@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 
 from vllm_mlx.api.anthropic import schemas as wire
+from vllm_mlx.api.fields import sampling_overrides, treatment
+from vllm_mlx.api.params import invalid, missing, refuse
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.request import (
     ChatMessage,
@@ -16,7 +18,6 @@ from vllm_mlx.generation.request import (
     OutputFormat,
     Part,
     ReasoningOptions,
-    SamplingOverrides,
     TextPart,
     Tool,
     ToolCall,
@@ -27,9 +28,9 @@ from vllm_mlx.generation.request import (
 def prompt_request(body: wire.PromptFields, *, id: str, **rest: Any) -> GenerationRequest:
     """The part of a request that decides its prompt; all there is for counting tokens."""
     if body.mcp_servers:
-        raise _refuse("mcp_servers", "MCP servers named in a request are not contacted.")
+        raise refuse("mcp_servers", "MCP servers named in a request are not contacted.")
     if body.container is not None:
-        raise _refuse("container", "containers are not supported.")
+        raise refuse("container", "containers are not supported.")
     tools, choice, is_parallel = _tools_of(body)
     template_kwargs = dict(body.chat_template_kwargs or {})
     return GenerationRequest(
@@ -51,26 +52,16 @@ def messages_request(body: wire.MessagesRequest, *, id: str, **rest: Any) -> Gen
     """The whole request."""
     stops = tuple(body.stop_sequences or ())
     if any(not stop.strip() for stop in stops):
-        raise InvalidRequest("a stop sequence must not be blank.", param="stop_sequences", code="invalid_value")
+        raise invalid("stop_sequences", "a stop sequence must not be blank.")
     return prompt_request(
         body,
         id=id,
-        sampling=SamplingOverrides(
-            temperature=body.temperature,
-            # 0 keeps the most likely token only, which is what the smallest positive value does.
-            top_p=max(body.top_p, 1e-6) if body.top_p is not None else None,
-            top_k=max(body.top_k, 0) if body.top_k is not None else None,
-            min_p=body.min_p,
-            seed=body.seed % 2**63 if body.seed is not None else None,
-            repetition_penalty=body.repetition_penalty,
-        ),
+        sampling=sampling_overrides(body),
         max_tokens=body.max_tokens,
         # The field is required, so clients send a number that suits a large model; it means "at most".
         clamp_max_tokens=True,
         stop=stops,
-        timeout_s=body.timeout,
-        priority=body.priority or 0,
-        repetition_policy=body.repetition_policy_override,
+        **treatment(body),
         **rest,
     )
 
@@ -80,7 +71,7 @@ def messages_request(body: wire.MessagesRequest, *, id: str, **rest: Any) -> Gen
 
 def messages_of(body: wire.PromptFields) -> tuple[ChatMessage, ...]:
     if not body.messages:
-        raise InvalidRequest("'messages' must have at least one message.", param="messages", code="invalid_value")
+        raise invalid("messages", "'messages' must have at least one message.")
     turns = [ChatMessage("system", system)] if (system := _system_parts(body.system)) else []
     call_ids: set[str] = set()
     for i, message in enumerate(body.messages):
@@ -88,10 +79,9 @@ def messages_of(body: wire.PromptFields) -> tuple[ChatMessage, ...]:
             if isinstance(block, wire.ToolUseBlock):
                 call_ids.add(block.id)
             elif isinstance(block, wire.ToolResultBlock) and block.tool_use_id not in call_ids:
-                raise InvalidRequest(
+                raise invalid(
+                    f"messages.{i}.content.{j}.tool_use_id",
                     f"no earlier 'tool_use' block has the id '{block.tool_use_id}' that this result names.",
-                    param=f"messages.{i}.content.{j}.tool_use_id",
-                    code="invalid_value",
                 )
         turns.extend(_turns_of(message, f"messages.{i}"))
     return tuple(turns)
@@ -196,9 +186,7 @@ def _document_text(block: wire.DocumentBlock) -> str:
 
 
 def _misplaced(block: Any, role: str, path: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"a block of type '{block.type}' cannot stand in a message of role '{role}'.", param=path, code="invalid_value"
-    )
+    return invalid(path, f"a block of type '{block.type}' cannot stand in a message of role '{role}'.")
 
 
 # --- tools, thinking, formats --------------------------------------------------------------------------------------
@@ -209,16 +197,13 @@ def _tools_of(body: wire.PromptFields) -> tuple[tuple[Tool, ...], ToolChoice, bo
     tools: list[Tool] = []
     for i, tool in enumerate(body.tools or ()):
         if tool.type not in (None, "custom"):
-            raise _refuse(
+            raise refuse(
                 f"tools.{i}.type", f"'{tool.type}' runs at Anthropic; define the tool with an 'input_schema'."
             )
         if tool.input_schema is None:
-            param = f"tools.{i}.input_schema"
-            raise InvalidRequest(
-                f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-            )
+            raise missing(f"tools.{i}.input_schema")
         if any(tool.name == other.name for other in tools):
-            raise InvalidRequest(f"two tools are named '{tool.name}'.", param=f"tools.{i}.name", code="invalid_value")
+            raise invalid(f"tools.{i}.name", f"two tools are named '{tool.name}'.")
         tools.append(Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict)))
     choice = body.tool_choice
     if choice is None:
@@ -227,17 +212,11 @@ def _tools_of(body: wire.PromptFields) -> tuple[tuple[Tool, ...], ToolChoice, bo
     match choice.type:
         case "tool":
             if not any(tool.name == choice.name for tool in tools):
-                raise InvalidRequest(
-                    f"there is no tool named '{choice.name}' in 'tools'.",
-                    param="tool_choice.name",
-                    code="invalid_value",
-                )
+                raise invalid("tool_choice.name", f"there is no tool named '{choice.name}' in 'tools'.")
             return tuple(tools), ToolChoice("named", choice.name), is_parallel
         case "any":
             if not tools:
-                raise InvalidRequest(
-                    "'tool_choice' requires a tool, but 'tools' is empty.", param="tool_choice", code="invalid_value"
-                )
+                raise invalid("tool_choice", "'tool_choice' requires a tool, but 'tools' is empty.")
             return tuple(tools), ToolChoice("required"), is_parallel
         case mode:
             return tuple(tools), ToolChoice(mode), is_parallel
@@ -270,7 +249,3 @@ def _output_format(config: wire.OutputConfig | None) -> OutputFormat | None:
     if config is None or config.format is None:
         return None
     return OutputFormat("json_schema", config.format.json_schema, param="output_config.format.schema")
-
-
-def _refuse(param: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=param, code="unsupported_value")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -15,10 +14,10 @@ from vllm_mlx.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
 from vllm_mlx.api.errors import request_id_of
+from vllm_mlx.api.fields import shown_diagnostics
 from vllm_mlx.api.identity import answer_id
 from vllm_mlx.api.params import rename_by, renamed_params
-from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
-from vllm_mlx.api.sse import watch_client
+from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, run_rendered, run_stream
 
 router = APIRouter(tags=["Anthropic"])
 
@@ -62,15 +61,12 @@ async def create_message(http: Request, context: Context) -> Response:
         model=model.id,
         request_id=request_id_of(http.scope),
         block_size=cache.block_size if cache.prefix_cache else None,
-        diagnostics_level=body.diagnostics_level or ("basic" if body.include_diagnostics else None),
+        diagnostics_level=shown_diagnostics(body),
     )
     with renamed_params(_RENAME):
         if body.stream:
             return await run_stream(context, http, job, renderer)
-        async with watch_client(http.receive):
-            async with aclosing(await open_job(context, http, job)) as events:
-                async for index, event in events:
-                    renderer.render(index, event)
+        await run_rendered(context, http, job, renderer)
     return json_response(renderer.message())
 
 

@@ -9,21 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import Priority, WireModel
-
-
-def _form(value: Any) -> str:
-    return "<blocks>" if isinstance(value, list) else "<text>"
-
-
-def _kind_of(kinds: dict[str, str]) -> Any:
-    """A discriminator: the tag of a value's `type`, None for a type that is not among `kinds`."""
-
-    def kind(value: Any) -> str | None:
-        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-        return kinds.get(found) if isinstance(found, str) else None
-
-    return kind
+from vllm_mlx.api.fields import GenerationFields, MaxTokens, ThinkingFields
+from vllm_mlx.api.wire import WireModel, kind_of, text_or_list
 
 
 class TextBlock(WireModel):
@@ -50,14 +37,14 @@ class TextSource(WireModel):
 class ContentSource(WireModel):
     type: Literal["content"]
     content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<blocks>")], Discriminator(_form)
+        Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<list>")], Discriminator(text_or_list)
     ]
 
 
 ImageSource = Annotated[
     Annotated[Base64Source, Tag("<base64>")] | Annotated[UrlSource, Tag("<url>")],
     Discriminator(
-        _kind_of({"base64": "<base64>", "url": "<url>"}),
+        kind_of({"base64": "<base64>", "url": "<url>"}),
         custom_error_type="unknown_source",
         custom_error_message="an image source must be an object whose 'type' is base64 or url",
     ),
@@ -65,7 +52,7 @@ ImageSource = Annotated[
 DocumentSource = Annotated[
     Annotated[TextSource, Tag("<text>")] | Annotated[ContentSource, Tag("<content>")],
     Discriminator(
-        _kind_of({"text": "<text>", "content": "<content>"}),
+        kind_of({"text": "<text>", "content": "<content>"}),
         custom_error_type="unknown_source",
         custom_error_message="documents are taken as text: 'type' must be text or content (PDF files are not read)",
     ),
@@ -134,7 +121,7 @@ ResultBlock = Annotated[
     | Annotated[SearchResultBlock, Tag("<search result block>")]
     | Annotated[ToolReferenceBlock, Tag("<tool reference block>")],
     Discriminator(
-        _kind_of(_RESULT_KINDS),
+        kind_of(_RESULT_KINDS),
         custom_error_type="unknown_block",
         custom_error_message=f"a tool result is made of blocks whose 'type' is one of {', '.join(_RESULT_KINDS)}",
     ),
@@ -146,8 +133,8 @@ class ToolResultBlock(WireModel):
     tool_use_id: str
     content: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[ResultBlock], Tag("<blocks>")],
-            Discriminator(_form),
+            Annotated[str, Tag("<text>")] | Annotated[list[ResultBlock], Tag("<list>")],
+            Discriminator(text_or_list),
         ]
         | None
     ) = None
@@ -179,19 +166,19 @@ Block = Annotated[
     | Annotated[ToolUseBlock, Tag("<tool use block>")]
     | Annotated[ToolResultBlock, Tag("<tool result block>")],
     Discriminator(
-        _kind_of(_BLOCK_KINDS | _HOSTED_BLOCKS),
+        kind_of(_BLOCK_KINDS | _HOSTED_BLOCKS),
         custom_error_type="unknown_block",
         custom_error_message=f"a content block must be an object whose 'type' is one of {', '.join(_BLOCK_KINDS)}",
     ),
 ]
 
 Content = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[Block], Tag("<blocks>")],
-    Discriminator(_form),
+    Annotated[str, Tag("<text>")] | Annotated[list[Block], Tag("<list>")],
+    Discriminator(text_or_list),
 ]
 System = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<blocks>")],
-    Discriminator(_form),
+    Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<list>")],
+    Discriminator(text_or_list),
 ]
 
 
@@ -240,7 +227,7 @@ class ContextManagement(WireModel):
     edits: list[ContextEdit] | None = None
 
 
-class PromptFields(WireModel):
+class PromptFields(ThinkingFields):
     """What decides the prompt: the same for a message and for counting its tokens."""
 
     model: str | None = None
@@ -251,9 +238,6 @@ class PromptFields(WireModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
-    # This server's extensions.
-    enable_thinking: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     # Known, not served.
     mcp_servers: list[Any] | None = None
     container: Any = None
@@ -263,22 +247,8 @@ class CountTokensRequest(PromptFields):
     """The body of /v1/messages/count_tokens."""
 
 
-class MessagesRequest(PromptFields):
+class MessagesRequest(GenerationFields, PromptFields):
     """The body of /v1/messages."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    stream: bool | None = False
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    max_tokens: MaxTokens
     stop_sequences: list[str] | None = None
-    # This server's extensions.
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
-    priority: Priority | None = None
-    adapter: str | None = None
-    include_diagnostics: bool | None = None
-    diagnostics_level: Literal["basic", "deep"] | None = None
-    repetition_policy_override: Literal["safe", "strict", "off"] | None = None

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServerContext, get_context
+from vllm_mlx.api.fields import shown_diagnostics
 from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.openai import render
 from vllm_mlx.api.openai.convert import chat_request
@@ -61,7 +62,7 @@ async def create_chat_completion(http: Request, context: Annotated[ServerContext
         is_stream=bool(body.stream),
         asked_model=body.model,
     )
-    level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
+    level = shown_diagnostics(body)
     if body.stream:
         renderer = render.ChatRenderer(
             id=id,

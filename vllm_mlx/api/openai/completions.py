@@ -14,6 +14,7 @@ from starlette.responses import Response
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import Generation, ServerContext, get_context
 from vllm_mlx.api.errors import ErrorAnswer
+from vllm_mlx.api.fields import shown_diagnostics
 from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.openai import render
 from vllm_mlx.api.openai.convert import completion_request, prompts_of
@@ -109,7 +110,7 @@ async def create_completion(http: Request, context: Annotated[ServerContext, Dep
         ],
         "usage": render.usage_of(finals, choices_per_prompt=n),
     }
-    level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
+    level = shown_diagnostics(body)
     if diagnostics := render.diagnostics_of(finals, level):
         answer["diagnostics"] = diagnostics
     return json_response(answer)
@@ -187,7 +188,7 @@ class CompletionRenderer:
         self._prefixes = [self._head + b',"choices":[{"index":%d,"text":' % i for i in range(len(echoes))]
         self._middle = b',"logprobs":null,"finish_reason":null}]' + self._tail
         self._choices_per_prompt = choices_per_prompt
-        self._diagnostics_level = render.diagnostics_level(body.include_diagnostics, body.diagnostics_level)
+        self._diagnostics_level = shown_diagnostics(body)
         self._echoes = list(echoes)
         # Where the text of the next scored token begins; an echoed prompt is scored too.
         self._offsets = [0] * len(echoes)

@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
+from vllm_mlx.api.fields import asks_to_think, sampling_overrides, treatment
 from vllm_mlx.api.openai import schemas as wire
-from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.api.params import invalid, missing, refuse
 from vllm_mlx.generation.request import (
     ChatMessage,
     GenerationRequest,
@@ -31,15 +32,6 @@ from vllm_mlx.generation.request import (
 MAX_STOP_STRINGS = 64
 
 
-def refuse(param: str, message: str) -> InvalidRequest:
-    """A value that is well formed but not served here."""
-    return InvalidRequest(message, param=param, code="unsupported_value")
-
-
-def invalid(param: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=param, code="invalid_value")
-
-
 # --- chat ----------------------------------------------------------------------------------------------------------
 
 
@@ -50,7 +42,6 @@ def chat_request(body: wire.ChatCompletionRequest, *, id: str, seed_offset: int 
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise invalid("max_completion_tokens", "max_tokens and max_completion_tokens differ; give one of them.")
     tools, tool_choice = tools_of(body.tools, body.tool_choice)
-    template_kwargs = dict(body.chat_template_kwargs or {})
     return GenerationRequest(
         id=id,
         messages=messages_of(body.messages, video_options=_video_options(body)),
@@ -59,9 +50,9 @@ def chat_request(body: wire.ChatCompletionRequest, *, id: str, seed_offset: int 
         parallel_tool_calls=body.parallel_tool_calls is not False,
         output_format=output_format_of(body),
         sampling=sampling_of(body, num_logprobs=_chat_logprobs(body), seed_offset=seed_offset),
-        reasoning=_reasoning_of(body, template_kwargs),
+        reasoning=_reasoning_of(body),
         max_tokens=body.max_completion_tokens or body.max_tokens,
-        template_kwargs=template_kwargs,
+        template_kwargs=dict(body.chat_template_kwargs or {}),
         continue_final_message=_continues(body),
         num_prompt_logprobs=body.prompt_logprobs,
         **_common(body),
@@ -116,10 +107,8 @@ def _common(body: wire.SamplingFields) -> dict[str, Any]:
         "stop": stop_of(body.stop),
         "stop_token_ids": tuple(body.stop_token_ids or ()),
         "include_stop": bool(body.include_stop_str_in_output),
-        "timeout_s": body.timeout,
-        "priority": body.priority or 0,
-        "repetition_policy": body.repetition_policy_override,
         "skip_special_tokens": body.skip_special_tokens is not False,
+        **treatment(body),
     }
 
 
@@ -133,17 +122,10 @@ def stop_of(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def sampling_of(body: wire.SamplingFields, *, num_logprobs: int | None, seed_offset: int = 0) -> SamplingOverrides:
-    """`seed_offset` is the index of a choice: choices of one seeded request differ, and repeat from run to run."""
-    return SamplingOverrides(
-        temperature=body.temperature,
-        # 0 keeps the most likely token only, which is what the smallest positive value does.
-        top_p=max(body.top_p, 1e-6) if body.top_p is not None else None,
-        top_k=max(body.top_k, 0) if body.top_k is not None else None,
-        min_p=body.min_p,
-        seed=(body.seed + seed_offset) % 2**63 if body.seed is not None else None,
+    return replace(
+        sampling_overrides(body, seed_offset=seed_offset),
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
         logit_bias=logit_bias_of(body.logit_bias),
         num_logprobs=num_logprobs,
         min_tokens=body.min_tokens,
@@ -223,9 +205,13 @@ def _part(part: wire.ContentPart, path: str, video_options: Mapping[str, Any]) -
             url = part.audio_url if isinstance(part.audio_url, str) else part.audio_url.url
             return MediaPart("audio", url, f"{path}.audio_url")
         case wire.AudioPart():
-            audio = part.input_audio
-            return MediaPart("audio", f"data:audio/{audio.format};base64,{audio.data}", f"{path}.input_audio")
+            return audio_part(part, path)
     raise AssertionError(f"no case for {part!r}")
+
+
+def audio_part(part: wire.AudioPart, path: str) -> MediaPart:
+    audio = part.input_audio
+    return MediaPart("audio", f"data:audio/{audio.format};base64,{audio.data}", f"{path}.input_audio")
 
 
 def _tool_call(call: wire.AssistantToolCall, path: str) -> ToolCall:
@@ -376,7 +362,7 @@ def _grammar(text: str) -> OutputFormat:
 
 def _needed(value: str | None, param: str) -> str:
     if not value:
-        raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        raise missing(param)
     return value
 
 
@@ -386,13 +372,10 @@ def _chat_logprobs(body: wire.ChatCompletionRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _reasoning_of(body: wire.ChatCompletionRequest, template_kwargs: dict[str, Any]) -> ReasoningOptions:
-    """The explicit field wins over the template argument, which wins over what an effort implies: 'none' no reasoning,
-    any other that there is some, also where the template's own default is to leave it out."""
-    in_template = template_kwargs.get("enable_thinking")
-    if in_template is not None and not isinstance(in_template, bool):
-        raise invalid("chat_template_kwargs.enable_thinking", "'enable_thinking' must be true or false.")
-    enabled = body.enable_thinking if body.enable_thinking is not None else in_template
+def _reasoning_of(body: wire.ChatCompletionRequest) -> ReasoningOptions:
+    """What is asked for wins over what an effort implies: 'none' no reasoning, any other that there is some, also where
+    the template's own default is to leave it out."""
+    enabled = asks_to_think(body)
     effort = body.reasoning_effort
     if effort is not None and enabled is None:
         enabled = effort != "none"

@@ -74,11 +74,6 @@ def diagnostics_of(finals: Sequence[Finished], level: str | None) -> dict[str, A
     return shown
 
 
-def diagnostics_level(include: bool | None, level: str | None) -> str | None:
-    """A level implies that diagnostics are wanted."""
-    return level or ("basic" if include else None)
-
-
 def chat_logprobs(entries: Iterable[LogprobEntry]) -> dict[str, Any]:
     return {
         "content": [

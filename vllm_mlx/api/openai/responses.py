@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -16,17 +15,15 @@ from starlette.responses import Response
 from vllm_mlx.api.body import json_body, read_body
 from vllm_mlx.api.context import ServedModel, ServerContext, get_context
 from vllm_mlx.api.errors import HttpError
+from vllm_mlx.api.fields import shown_diagnostics
 from vllm_mlx.api.identity import answer_id, created
 from vllm_mlx.api.live import LiveRequest
-from vllm_mlx.api.openai.convert import refuse
-from vllm_mlx.api.openai.render import diagnostics_level
 from vllm_mlx.api.openai.response_store import StoredResponse
 from vllm_mlx.api.openai.responses_convert import Converted, input_items, prompt_request, responses_request
 from vllm_mlx.api.openai.responses_render import ResponseRenderer
 from vllm_mlx.api.openai.responses_schemas import FunctionTool, InputItem, InputTokensRequest, ResponsesRequest
-from vllm_mlx.api.params import rename_by, renamed_params
-from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, open_job, run_stream
-from vllm_mlx.api.sse import watch_client
+from vllm_mlx.api.params import refuse, rename_by, renamed_params
+from vllm_mlx.api.requests import Job, caller_of, check_trust, find_model, json_response, run_rendered, run_stream
 from vllm_mlx.errors import InvalidRequest
 
 router = APIRouter(tags=["OpenAI Responses"])
@@ -65,7 +62,7 @@ async def create_response(http: Request, context: Context) -> Response:
         names=converted.names,
         seals_reasoning="reasoning.encrypted_content" in (body.include or ()),
         block_size=cache.block_size if cache.prefix_cache else None,
-        diagnostics_level=diagnostics_level(body.include_diagnostics, body.diagnostics_level),
+        diagnostics_level=shown_diagnostics(body),
         now=lambda: created(context, model),
         keep=_keeper(context, http, body) if body.store is not False else lambda response: None,
     )
@@ -82,10 +79,7 @@ async def create_response(http: Request, context: Context) -> Response:
     with renamed_params(_namer(converted)):
         if body.stream:
             return await run_stream(context, http, job, renderer)
-        async with watch_client(http.receive):
-            async with aclosing(await open_job(context, http, job)) as events:
-                async for index, event in events:
-                    renderer.render(index, event)
+        await run_rendered(context, http, job, renderer)
     return json_response(renderer.response)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import orjson
 
+from vllm_mlx.api.fields import asks_to_think, sampling_overrides, treatment
 from vllm_mlx.api.openai import responses_schemas as wire
-from vllm_mlx.api.openai.convert import invalid, refuse
-from vllm_mlx.errors import InvalidRequest
+from vllm_mlx.api.openai.convert import audio_part
+from vllm_mlx.api.openai.schemas import AudioPart, RefusalPart
+from vllm_mlx.api.params import invalid, missing, refuse
 from vllm_mlx.generation.request import (
     ChatMessage,
     GenerationRequest,
@@ -24,7 +26,6 @@ from vllm_mlx.generation.request import (
     OutputFormat,
     Part,
     ReasoningOptions,
-    SamplingOverrides,
     TextPart,
     Tool,
     ToolCall,
@@ -91,7 +92,7 @@ def prompt_request(
     said.read(input_items(body), "input")
     turns += said.turns
     if not turns or (body.input is None and not history):
-        raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+        raise missing("input")
     request = GenerationRequest(
         id=id,
         messages=tuple(turns),
@@ -114,22 +115,12 @@ def responses_request(
         body,
         id=id,
         history=history,
-        sampling=SamplingOverrides(
-            temperature=body.temperature,
-            # 0 keeps the most likely token only, which is what the smallest positive value does.
-            top_p=max(body.top_p, 1e-6) if body.top_p is not None else None,
-            top_k=max(body.top_k, 0) if body.top_k is not None else None,
-            min_p=body.min_p,
-            seed=body.seed % 2**63 if body.seed is not None else None,
-            repetition_penalty=body.repetition_penalty,
-        ),
+        sampling=sampling_overrides(body),
         reasoning=replace(_reasoning(body), max_tokens=body.max_thinking_tokens),
         max_tokens=body.max_output_tokens,
         # Agents send a number that suits a large model; it means "at most".
         clamp_max_tokens=body.max_output_tokens is not None,
-        timeout_s=body.timeout,
-        priority=body.priority or 0,
-        repetition_policy=body.repetition_policy_override,
+        **treatment(body),
         **rest,
     )
 
@@ -264,7 +255,7 @@ def _parts(content: str | list[wire.ContentPart], path: str, *, role: str) -> li
         match part:
             case wire.TextPart():
                 parts.append(TextPart(part.text))
-            case wire.RefusalPart():
+            case RefusalPart():
                 parts.append(TextPart(part.refusal))
             case _ if role == "assistant":
                 raise invalid(here, f"a message of role '{role}' can hold text only.")
@@ -274,14 +265,9 @@ def _parts(content: str | list[wire.ContentPart], path: str, *, role: str) -> li
             case wire.ImagePart():
                 if part.file_id is not None:
                     raise refuse(f"{here}.file_id", "files are not kept here; send the picture as 'image_url'.")
-                param = f"{here}.image_url"
-                raise InvalidRequest(
-                    f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-                )
-            case wire.AudioPart():
-                audio = part.input_audio
-                source = f"data:audio/{audio.format};base64,{audio.data}"
-                parts.append(MediaPart("audio", source, f"{here}.input_audio"))
+                raise missing(f"{here}.image_url")
+            case AudioPart():
+                parts.append(audio_part(part, here))
     return parts
 
 
@@ -370,16 +356,12 @@ def _output_format(text: wire.TextOptions | None) -> OutputFormat | None:
     if given.type == "json_object":
         return OutputFormat("json_object")
     if given.json_schema is None:
-        param = "text.format.schema"
-        raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+        raise missing("text.format.schema")
     return OutputFormat("json_schema", given.json_schema, strict=given.strict is not False)
 
 
 def _reasoning(body: wire.PromptFields) -> ReasoningOptions:
-    in_template = (body.chat_template_kwargs or {}).get("enable_thinking")
-    if in_template is not None and not isinstance(in_template, bool):
-        raise invalid("chat_template_kwargs.enable_thinking", "'enable_thinking' must be true or false.")
-    enabled = body.enable_thinking if body.enable_thinking is not None else in_template
+    enabled = asks_to_think(body)
     effort = body.reasoning.effort if body.reasoning else None
     if effort == "none":
         return ReasoningOptions(enabled=False if enabled is None else enabled)

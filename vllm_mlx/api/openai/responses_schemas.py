@@ -10,26 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import Priority, WireModel
-
-
-def _form(value: Any) -> str:
-    return "<list>" if isinstance(value, list) else "<text>"
-
-
-def _type_of(value: Any) -> Any:
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-def _kind_of(kinds: dict[str, str], default: str | None = None) -> Any:
-    """A discriminator: the tag of a value's `type`; `default` for a type that is not among `kinds`."""
-
-    def kind(value: Any) -> str | None:
-        found = _type_of(value)
-        return kinds.get(found, default) if isinstance(found, str) else default
-
-    return kind
-
+from vllm_mlx.api.fields import GenerationFields, MaxTokens, NumThinkingTokens, ThinkingFields
+from vllm_mlx.api.openai.schemas import AudioPart, ImageDetail, ReasoningEffort, RefusalPart
+from vllm_mlx.api.wire import WireModel, kind_of, text_or_list, tool_choice_form, type_of
 
 # --- content -------------------------------------------------------------------------------------------------------
 
@@ -39,26 +22,11 @@ class TextPart(WireModel):
     text: str
 
 
-class RefusalPart(WireModel):
-    type: Literal["refusal"]
-    refusal: str
-
-
 class ImagePart(WireModel):
     type: Literal["input_image"]
     image_url: str | None = None
     file_id: str | None = None
-    detail: Literal["auto", "low", "high", "original"] | None = None
-
-
-class InputAudio(WireModel):
-    data: str = Field(min_length=1)
-    format: str = "wav"
-
-
-class AudioPart(WireModel):
-    type: Literal["input_audio"]
-    input_audio: InputAudio
+    detail: ImageDetail | None = None
 
 
 _PART_TAGS = {
@@ -75,13 +43,16 @@ ContentPart = Annotated[
     | Annotated[ImagePart, Tag("<image part>")]
     | Annotated[AudioPart, Tag("<audio part>")],
     Discriminator(
-        _kind_of(_PART_TAGS),
+        kind_of(_PART_TAGS),
         custom_error_type="unknown_part",
         custom_error_message="a content part must be an object whose 'type' is one of input_text, output_text, "
         "input_image, input_audio, refusal (files are not read; send their text)",
     ),
 ]
-Content = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<list>")], Discriminator(_form)]
+Content = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<list>")],
+    Discriminator(text_or_list),
+]
 
 
 # --- input items ---------------------------------------------------------------------------------------------------
@@ -163,7 +134,7 @@ _ITEM_TAGS = {
 
 
 def _item_kind(value: Any) -> str | None:
-    found = _type_of(value)
+    found = type_of(value)
     if found is None:
         # The short form of a message has no type.
         return "<message>" if isinstance(value, dict) else None
@@ -185,7 +156,10 @@ InputItem = Annotated[
         "'type' is reasoning, function_call, function_call_output, custom_tool_call or custom_tool_call_output",
     ),
 ]
-Input = Annotated[Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")], Discriminator(_form)]
+Input = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")],
+    Discriminator(text_or_list),
+]
 
 
 # --- tools ---------------------------------------------------------------------------------------------------------
@@ -219,7 +193,7 @@ class CustomTool(ToolModel):
 NestedTool = Annotated[
     Annotated[FunctionTool, Tag("<function>")] | Annotated[CustomTool, Tag("<custom>")],
     Discriminator(
-        _kind_of({"function": "<function>", "custom": "<custom>"}),
+        kind_of({"function": "<function>", "custom": "<custom>"}),
         custom_error_type="unknown_tool",
         custom_error_message="a tool in a namespace must be an object whose 'type' is function or custom",
     ),
@@ -244,7 +218,7 @@ Tool = Annotated[
     | Annotated[CustomTool, Tag("<custom>")]
     | Annotated[NamespaceTool, Tag("<namespace>")]
     | Annotated[HostedTool, Tag("<hosted>")],
-    Discriminator(_kind_of({"function": "<function>", "custom": "<custom>", "namespace": "<namespace>"}, "<hosted>")),
+    Discriminator(kind_of({"function": "<function>", "custom": "<custom>", "namespace": "<namespace>"}, "<hosted>")),
 ]
 
 
@@ -260,18 +234,11 @@ class AllowedToolChoice(WireModel):
     tools: list[NamedToolChoice] = Field(min_length=1)
 
 
-def _choice_form(value: Any) -> str:
-    kind = _type_of(value)
-    if kind is None:
-        return "<mode>"
-    return "<allowed tools>" if kind == "allowed_tools" else "<named tool>"
-
-
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
     | Annotated[NamedToolChoice, Tag("<named tool>")]
     | Annotated[AllowedToolChoice, Tag("<allowed tools>")],
-    Discriminator(_choice_form),
+    Discriminator(tool_choice_form),
 ]
 
 
@@ -292,7 +259,7 @@ class TextOptions(WireModel):
 
 
 class Reasoning(WireModel):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
 
 
@@ -313,7 +280,7 @@ class StreamOptions(WireModel):
     include_obfuscation: bool | None = None
 
 
-class PromptFields(WireModel):
+class PromptFields(ThinkingFields):
     """What decides the prompt: the same for a response and for counting its tokens."""
 
     model: str | None = Field(default=None, description="Served id, or 'default'.")
@@ -326,9 +293,6 @@ class PromptFields(WireModel):
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    # This server's extensions.
-    enable_thinking: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     # Known, not served: refused unless absent or without effect.
     conversation: Any = None
     prompt: Any = None
@@ -338,34 +302,21 @@ class InputTokensRequest(PromptFields):
     """The body of /v1/responses/input_tokens."""
 
 
-class ResponsesRequest(PromptFields):
+class ResponsesRequest(GenerationFields, PromptFields):
     """The body of /v1/responses."""
 
     store: bool | None = None
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
     include: list[Include] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_output_tokens: MaxTokens | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
     service_tier: str | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
-    # This server's extensions.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
-    priority: Priority | None = None
-    adapter: str | None = None
-    include_diagnostics: bool | None = None
-    diagnostics_level: Literal["basic", "deep"] | None = None
-    repetition_policy_override: Literal["safe", "strict", "off"] | None = None
+    # This server's extension.
+    max_thinking_tokens: NumThinkingTokens | None = None
     # Known, not served: refused unless absent or without effect.
     background: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -1,8 +1,7 @@
 """OpenAI request bodies as pydantic types, with vLLM's and this server's extensions. Used at the edge only.
 
 Strict: a string is not a number. Unknown fields are tolerated. Fields that are known but not served are declared, so
-that `convert` can refuse a value that would have had an effect, instead of ignoring it. Union branches are tagged in
-angle brackets, which `errors.invalid_from` removes from the path it shows.
+that `convert` can refuse a value that would have had an effect, instead of ignoring it.
 """
 
 from __future__ import annotations
@@ -11,26 +10,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from vllm_mlx.api.wire import Priority, WireModel
-
-
-def _form(value: Any) -> str:
-    """Name of the union branch for an untagged JSON value."""
-    return "<list>" if isinstance(value, list) else "<text>"
-
+from vllm_mlx.api.fields import GenerationFields, MaxTokens, NumThinkingTokens, ThinkingFields
+from vllm_mlx.api.wire import WireModel, kind_of, text_or_list, tool_choice_form
 
 StringOrStrings = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
-    Discriminator(_form),
+    Discriminator(text_or_list),
 ]
 
 
 # --- chat messages -------------------------------------------------------------------------------------------------
 
+ImageDetail = Literal["auto", "low", "high", "original"]
+
 
 class ImageUrl(WireModel):
     url: str = Field(min_length=1)
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: ImageDetail | None = None
 
 
 class InputAudio(WireModel):
@@ -75,7 +71,7 @@ class ThinkingPart(WireModel):
 class ImagePart(WireModel):
     type: Literal["image_url", "input_image"]
     image_url: ImageUrlOrString
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: ImageDetail | None = None
 
 
 class PlainImagePart(WireModel):
@@ -83,7 +79,7 @@ class PlainImagePart(WireModel):
 
     type: Literal["image"]
     image: ImageUrlOrString
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: ImageDetail | None = None
 
 
 class VideoPart(WireModel):
@@ -123,11 +119,6 @@ _PART_TAGS = {
 }
 
 
-def _part_kind(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return _PART_TAGS.get(kind) if isinstance(kind, str) else None
-
-
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text part>")]
     | Annotated[RefusalPart, Tag("<refusal part>")]
@@ -139,7 +130,7 @@ ContentPart = Annotated[
     | Annotated[AudioUrlPart, Tag("<audio url part>")]
     | Annotated[AudioPart, Tag("<audio part>")],
     Discriminator(
-        _part_kind,
+        kind_of(_PART_TAGS),
         custom_error_type="unknown_part",
         custom_error_message="a content part must be an object whose 'type' is one of text, image_url, image, "
         "video_url, video, audio_url, input_audio, refusal",
@@ -148,7 +139,7 @@ ContentPart = Annotated[
 
 Content = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<list>")],
-    Discriminator(_form),
+    Discriminator(text_or_list),
 ]
 
 
@@ -214,18 +205,11 @@ class AllowedToolChoice(WireModel):
     allowed_tools: AllowedTools
 
 
-def _choice_form(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if kind is None:
-        return "<mode>"
-    return "<allowed tools>" if kind == "allowed_tools" else "<named tool>"
-
-
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
     | Annotated[NamedToolChoice, Tag("<named tool>")]
     | Annotated[AllowedToolChoice, Tag("<allowed tools>")],
-    Discriminator(_choice_form),
+    Discriminator(tool_choice_form),
 ]
 
 
@@ -263,26 +247,18 @@ class StreamOptions(WireModel):
 # --- what chat and completions share -------------------------------------------------------------------------------
 
 TokenId = Annotated[int, Field(ge=0)]
-MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class SamplingFields(WireModel):
-    """How tokens are chosen and when to stop: the same fields on every OpenAI route."""
+class SamplingFields(GenerationFields):
+    """What chat and completions have beyond that: more ways to choose tokens, when to stop, the answer's shape."""
 
     model: str | None = Field(default=None, description="Served id, or 'default'.")
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = 1
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_threshold: Annotated[float, Field(ge=0, le=0.5)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stop: StringOrStrings | None = None
     stop_token_ids: list[TokenId] | None = None
@@ -293,13 +269,7 @@ class SamplingFields(WireModel):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     user: str | None = None
-    priority: Priority | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str | None = None
-    adapter: str | None = None
-    include_diagnostics: bool | None = None
-    diagnostics_level: Literal["basic", "deep"] | None = None
-    repetition_policy_override: Literal["safe", "strict", "off"] | None = None
     response_format: ResponseFormat | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
@@ -316,7 +286,10 @@ class SamplingFields(WireModel):
     logits_processors: list[Any] | None = None
 
 
-class ChatCompletionRequest(SamplingFields):
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ChatCompletionRequest(ThinkingFields, SamplingFields):
     messages: list[Message]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
@@ -324,11 +297,9 @@ class ChatCompletionRequest(SamplingFields):
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    enable_thinking: bool | None = None
-    max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
-    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    max_thinking_tokens: NumThinkingTokens | None = None
+    thinking_token_budget: NumThinkingTokens | None = None
+    reasoning_effort: ReasoningEffort | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     video_fps: Annotated[float, Field(gt=0, le=60)] | None = None
