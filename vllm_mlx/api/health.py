@@ -6,7 +6,7 @@ Ready: new requests may be sent here. Live: the process is worth keeping; who wa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -22,6 +22,9 @@ from vllm_mlx.observability.metrics import CONTENT_TYPE
 router = APIRouter(tags=["Server"])
 
 Context = Annotated[ServerContext, Depends(get_context)]
+
+SERVES = ("healthy",)
+LIVES = ("healthy", "loading", "draining")
 
 
 def liveness(context: ServerContext) -> tuple[str, str | None]:
@@ -44,10 +47,8 @@ def liveness(context: ServerContext) -> tuple[str, str | None]:
     description="200 when it can; 503 while loading, shutting down, or after the engine failed. Needs no key.",
 )
 async def health(context: Context) -> Response:
-    status, reason = liveness(context)
     model = context.model
-    body: dict[str, Any] = {
-        "status": status,
+    facts = {
         "model_loaded": model is not None,
         "model_name": model.id if model else None,
         "model_type": None if model is None else "mllm" if model.is_multimodal else "llm",
@@ -56,9 +57,7 @@ async def health(context: Context) -> Response:
         "uptime_s": round(time.monotonic() - context.started, 3),
         "mcp": None,
     }
-    if reason:
-        body["reason"] = reason
-    return json_response(body, 200 if status == "healthy" else 503)
+    return _probe(context, SERVES, facts)
 
 
 @router.head("/health/ready", include_in_schema=False)
@@ -68,8 +67,7 @@ async def health(context: Context) -> Response:
     description="For balancers: 200 when they may; 503 while loading, shutting down, or after the engine failed.",
 )
 async def ready(context: Context) -> Response:
-    status, reason = liveness(context)
-    return _probe(status, reason, is_good=status == "healthy")
+    return _probe(context, SERVES)
 
 
 @router.head("/health/live", include_in_schema=False)
@@ -79,12 +77,14 @@ async def ready(context: Context) -> Response:
     description="For whoever restarts it: 200 also while loading and while shutting down; 503 after the engine failed.",
 )
 async def live(context: Context) -> Response:
+    return _probe(context, LIVES)
+
+
+def _probe(context: ServerContext, good: Container[str], facts: Mapping[str, Any] | None = None) -> Response:
+    """The answer to a probe that is content with the status words `good`."""
     status, reason = liveness(context)
-    return _probe(status, reason, is_good=status != "unhealthy")
-
-
-def _probe(status: str, reason: str | None, *, is_good: bool) -> Response:
-    return json_response({"status": status, **({"reason": reason} if reason else {})}, 200 if is_good else 503)
+    body = {"status": status, **(facts or {}), **({"reason": reason} if reason else {})}
+    return json_response(body, 200 if status in good else 503)
 
 
 @router.get(
