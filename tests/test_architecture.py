@@ -29,10 +29,10 @@ BELOW = {
     "connect": {"options"},
     "ui": set(),
 }
-# The composition root (app, backend, beside, fleet, lifecycle, oversight) and the commands.
+# The composition root (app, backend, beside, fleet, lifecycle, loading, oversight) and the commands.
 TOP = {
-    "app", "backend", "beside", "commands", "fleet", "lifecycle", "offline", "oversight", "provenance", "ranks",
-    "cli", "disk_cache", "doctor", "bench", "machine", "supervisor", "tune",
+    "app", "backend", "beside", "commands", "fleet", "lifecycle", "loading", "offline", "oversight",
+    "provenance", "ranks", "cli", "disk_cache", "doctor", "bench", "machine", "supervisor", "tune",
     "warm", "__main__", "__init__",
 }  # fmt: skip
 # The files of the engine that compute; everything else in it decides.

@@ -6,9 +6,8 @@ is imported by it and not before, because a faster BLAS must be in the process f
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from vllm_mlx import __version__, beside, blas
 from vllm_mlx.api.context import ServedModel, ServerContext
 from vllm_mlx.errors import SettingsError
-from vllm_mlx.generation.adapters import Adapter, AdapterRegistry, Bank
+from vllm_mlx.generation.adapters import Adapter, AdapterRegistry
 from vllm_mlx.generation.adapters import describe as describe_adapter
-from vllm_mlx.generation.admission import Admission
+from vllm_mlx.generation.admission import Admission, Pressure
 from vllm_mlx.generation.grammar import GrammarCompiler
 from vllm_mlx.generation.media import MediaLoader
 from vllm_mlx.generation.oneshot import BesideModels, OneShots
@@ -33,27 +32,16 @@ from vllm_mlx.settings import Settings, is_loopback
 from vllm_mlx.tune import profile as tuned
 
 if TYPE_CHECKING:
-    from vllm_mlx.engine.assembly import DiskOptions, EngineOptions
     from vllm_mlx.engine.disk_tier import DiskTier
-    from vllm_mlx.engine.engine import Engine
     from vllm_mlx.engine.prefix_cache import PrefixCache
     from vllm_mlx.engine.thread import EngineThread, MlxThread
+    from vllm_mlx.loading import Loaded
     from vllm_mlx.models.loader import LoadedModel
     from vllm_mlx.oversight import Oversight
     from vllm_mlx.ranks import Lead, Place
 
 log = logging.getLogger(__name__)
 
-# Of the memory that is free once the weights are loaded, what rows and prefix cache may take; the rest is for
-# activations, media and everybody else on the machine.
-KV_SHARE = 0.8
-MIN_PREFIX_CACHE_BYTES = 100 << 20
-# What may be spent on padding rather than on one more group of rows. A group costs a GPU some 2 ms of launches a step
-# (docs/benchmarks/gpu.md), in which it reads more than this; a CPU next to nothing.
-CPU_SLACK_BYTES, GPU_SLACK_BYTES = 16 << 20, 512 << 20
-MIN_ACTIVATION_BYTES = 64 << 20
-# Freed buffers that MLX may keep for reuse on a CPU, where the memory is everybody's.
-CPU_CACHED_BYTES = 128 << 20
 DISK_CLOSE_S = 3.0
 """How long the prefixes that are not on disk yet may take to be written when the model goes."""
 
@@ -135,136 +123,61 @@ class Backend:
     ) -> Backend:
         """Load a model whose files are here. `thread` is shared with other models, `memory_bytes` what rows and prefix
         cache may take, `adapters` outlive it; all three are this model's alone when not given."""
-        settings, folder, profile, model = files.settings, files.folder, files.profile, files.settings.model
+        settings, profile = files.settings, files.profile
         blas_report = load_blas(settings)
         # After the BLAS: these import MLX.
-        from vllm_mlx.engine.assembly import build_engine
-        from vllm_mlx.engine.engine import Publish
-        from vllm_mlx.engine.ranks import LeadBank, LeadRunner
-        from vllm_mlx.engine.runner import ModelRunner
         from vllm_mlx.engine.thread import EngineThread
-        from vllm_mlx.guards.memory import check_weights
-        from vllm_mlx.models import device, loader
+        from vllm_mlx.loading import Loading, check_it_fits
+        from vllm_mlx.models import device
         from vllm_mlx.oversight import Oversight
-        from vllm_mlx.ranks import Lead, splitter
+        from vllm_mlx.ranks import Lead
 
-        weights_bytes = profile.weights_bytes + sum(source.weights_bytes for source in files.beside)
-        weights_bytes += read_profile(files.draft).weights_bytes if files.draft is not None else 0
-        check_weights(weights_bytes, device.capacity_bytes(), settings.guards.memory_limit_threshold)
+        check_it_fits(files)
         oversight = Oversight(settings, served_model(settings, profile).context_tokens or profile.context_tokens)
-        loaded: list[LoadedModel] = []
-        options: list[EngineOptions] = []
-        engines: list[Engine] = []
-        banks: list[Bank] = []
-        loaded_beside: list[tuple[beside.Source, Any]] = []
-
         if adapters is None:
             adapters = AdapterRegistry()
             adapters.begin_with(files.adapters)
-        registry = adapters
         ranks = Lead(place, files, settings.model.distributed_timeout) if place is not None else None
-
-        def build(publish: Publish) -> Engine:
-            loaded.append(
-                loader.load(
-                    folder,
-                    mllm=model.mllm,
-                    dtype=model.dtype,
-                    trust_remote_code=model.trust_remote_code,
-                    unpack_limit_bytes=unpack_limit_bytes,
-                    split=splitter(files) if ranks is not None else None,
-                    with_head=settings.speculation.speculation == "auto" and files.draft is None and ranks is None,
-                )
-            )
-            # All weights before the memory that is left is shared out.
-            banks.append(loaded[0].model.adapters)
-            if ranks is None:
-                registry.bring_back(banks[0].load)
-            loaded_beside.extend((source, beside.load(source, settings)) for source in files.beside)
-            draft_model = None
-            if files.draft is not None:
-                draft_model = loader.load(files.draft, mllm=False, dtype=model.dtype).model
-            is_cpu = device.report().backend == "cpu"
-            options.append(engine_options(settings, device.free_bytes(), memory_bytes, is_cpu=is_cpu))
-            most_cached = options[0].activation_bytes
-            device.bound_cache(min(most_cached, CPU_CACHED_BYTES) if is_cpu else most_cached)
-            if ranks is not None:
-                ranks.gather(options[0])
-            built = dataclasses.replace(options[0], disk=disk_options(settings, loaded[0].profile))
-            engines.append(
-                build_engine(
-                    loaded[0].model,
-                    built,
-                    publish,
-                    judge=oversight.judge,
-                    wake=lambda: engine.submit_job(_nothing),
-                    draft_model=draft_model,
-                    lead=ranks.lead if ranks is not None else None,
-                )
-            )
-            if isinstance(lead := engines[0].runner, LeadRunner):
-                banks[0] = LeadBank(banks[0], lead.say)
-                registry.bring_back(banks[0].load)
-            engines[0].on_idle.append(device.IdleRelease())
-            return oversight.attach(engines[0])
-
-        engine = EngineThread(build, thread)
+        loading = Loading(
+            files,
+            oversight,
+            adapters,
+            wake=lambda: engine.submit_job(_nothing),
+            memory_bytes=memory_bytes,
+            unpack_limit_bytes=unpack_limit_bytes,
+            ranks=ranks,
+        )
+        engine = EngineThread(loading.build, thread)
         if ranks is not None:
             ranks.on_lost = engine.abandon
         engine.start().result()
-        adapters.attach(banks[0], engine.submit_job)
+
+        loaded = loading.loaded
+        chat, scheduler = loaded.chat, loaded.engine.scheduler
+        adapters.attach(loaded.bank, engine.submit_job)
         admission = Admission(
             max_running=settings.batch.max_num_seqs, max_queue=settings.limits.max_queue, pressure=oversight.pressure
         )
-        sources = media_sources(settings) if loaded[0].media is not None else None
-        service = GenerationService(
-            engine=engine,
-            tokenizer=loaded[0].tokenizer,
-            profile=loaded[0].profile,
-            admission=admission,
-            sampling=settings.sampling,
-            limits=settings.limits,
-            guards=settings.guards,
-            parsing=settings.parsing,
-            agents=settings.agents,
-            media=MediaLoader(sources) if sources is not None else None,
-            expander=loaded[0].media,
-            adapters=adapters,
-            grammar=GrammarCompiler.for_tokenizer(
-                loaded[0].tokenizer,
-                vocab_size=loaded[0].profile.vocab_size,
-                eos_token_ids=loaded[0].profile.eos_token_ids,
-            ),
-        )
-        oneshots = OneShots(
-            engine,
-            # A bound of its own: embedding a library does not keep chats out, nor they it.
-            Admission(max_running=1, max_queue=settings.limits.max_queue, pressure=oversight.pressure),
-            timeout_s=settings.limits.timeout_s,
-            stall_target_s=settings.batch.stall_target_ms / 1000,
-        )
-        notes = (*files.notes, *loaded[0].profile.notes, *([sources.description] if sources is not None else ()))
-        if settings.batch.batch_invariant:
-            assert isinstance(runner := engines[0].runner, ModelRunner)
-            notes = (*notes, runner.invariance.note)
+        sources = media_sources(settings) if chat.media is not None else None
+        oneshots = open_oneshots(settings, engine, oversight.pressure)
         return cls(
             settings=settings,
-            notes=notes,
-            model_checks=check_model(profile, loaded[0].profile, loaded[0].tokenizer),
-            model=served_model(settings, loaded[0].profile),
+            notes=_notes(files, loaded, sources),
+            model_checks=check_model(profile, chat.profile, chat.tokenizer),
+            model=served_model(settings, chat.profile),
             engine=engine,
-            service=service,
+            service=_open_service(settings, engine, chat, admission, adapters, sources),
             admission=admission,
             oversight=oversight,
             blas=blas_report,
             device=device.report().backend,
-            memory_bytes=options[0].memory_bytes,
-            prefix_cache=engines[0].scheduler.cache,
-            disk_tier=engines[0].scheduler.disk.tier,
+            memory_bytes=loaded.options.memory_bytes,
+            prefix_cache=scheduler.cache,
+            disk_tier=scheduler.disk.tier,
             adapters=adapters,
             ranks=ranks,
             oneshots=oneshots,
-            beside=beside.services(settings, oneshots, loaded_beside),
+            beside=beside.services(settings, oneshots, loaded.beside),
         )
 
     def install(self, context: ServerContext) -> None:
@@ -352,6 +265,60 @@ def load_blas(settings: Settings) -> blas.BlasReport:
     )
 
 
+def _open_service(
+    settings: Settings,
+    engine: EngineThread,
+    chat: LoadedModel,
+    admission: Admission,
+    adapters: AdapterRegistry,
+    sources: MediaSources | None,
+) -> GenerationService:
+    return GenerationService(
+        engine=engine,
+        tokenizer=chat.tokenizer,
+        profile=chat.profile,
+        admission=admission,
+        sampling=settings.sampling,
+        limits=settings.limits,
+        guards=settings.guards,
+        parsing=settings.parsing,
+        agents=settings.agents,
+        media=MediaLoader(sources) if sources is not None else None,
+        expander=chat.media,
+        adapters=adapters,
+        grammar=GrammarCompiler.for_tokenizer(
+            chat.tokenizer, vocab_size=chat.profile.vocab_size, eos_token_ids=chat.profile.eos_token_ids
+        ),
+    )
+
+
+def open_oneshots(settings: Settings, engine: EngineThread, pressure: Callable[[], Pressure]) -> OneShots:
+    """Jobs beside the chat, with a bound of their own: embedding a library does not keep chats out, nor they it."""
+    return OneShots(
+        engine,
+        Admission(max_running=1, max_queue=settings.limits.max_queue, pressure=pressure),
+        timeout_s=settings.limits.timeout_s,
+        stall_target_s=settings.batch.stall_target_ms / 1000,
+    )
+
+
+def _notes(files: ModelFiles, loaded: Loaded, sources: MediaSources | None) -> tuple[str, ...]:
+    """What the operator is told at the start, for what the loaded model alone could tell."""
+    from vllm_mlx.engine.runner import ModelRunner  # imports MLX, which is loaded by now
+
+    notes = [*files.notes, *loaded.chat.profile.notes]
+    if sources is not None:
+        notes.append(sources.description)
+    if files.settings.batch.batch_invariant:
+        assert isinstance(runner := loaded.engine.runner, ModelRunner)
+        notes.append(runner.invariance.note)
+    return tuple(notes)
+
+
+def _nothing() -> None:
+    """A job that only wakes the MLX thread."""
+
+
 def media_sources(settings: Settings) -> MediaSources:
     """Where images, clips and sounds may come from, by the operator's word."""
     return MediaSources(
@@ -359,64 +326,6 @@ def media_sources(settings: Settings) -> MediaSources:
         roots=settings.media.media_root,
         is_loopback=is_loopback(settings.server.host),
     )
-
-
-def engine_options(
-    settings: Settings, free_bytes: int, memory_bytes: int | None = None, *, is_cpu: bool = True
-) -> EngineOptions:
-    """The engine's plain values out of the settings and the memory that is left beside the weights."""
-    from vllm_mlx.engine.assembly import EngineOptions  # imports MLX
-
-    cache, batch = settings.cache, settings.batch
-    if memory_bytes is None:
-        memory_bytes = int(free_bytes * KV_SHARE)
-    if not cache.prefix_cache:
-        prefix_cache_bytes = 0
-    elif cache.cache_memory_mb is not None:
-        prefix_cache_bytes = cache.cache_memory_mb << 20
-    else:
-        prefix_cache_bytes = max(MIN_PREFIX_CACHE_BYTES, int(free_bytes * cache.cache_memory_percent))
-    return EngineOptions(
-        memory_bytes=memory_bytes,
-        prefix_cache_bytes=prefix_cache_bytes,
-        # What rows and prefixes leave is halved between activations and buffers kept for reuse.
-        activation_bytes=max(MIN_ACTIVATION_BYTES, int(memory_bytes / KV_SHARE * (1 - KV_SHARE) / 2)),
-        slack_bytes=CPU_SLACK_BYTES if is_cpu else GPU_SLACK_BYTES,
-        max_rows=batch.max_num_seqs,
-        max_tokens_per_step=batch.max_batch_tokens,
-        prefill_step=batch.prefill_step_size,
-        stall_target_s=batch.stall_target_ms / 1000,
-        block_size=cache.block_size,
-        kv_bits=cache.kv_bits,
-        kv_group_size=cache.kv_group_size,
-        encoder_cache_bytes=settings.media.encoder_cache_mb << 20,
-        batch_invariant=settings.batch.batch_invariant,
-        seed=0 if settings.sampling.deterministic else None,
-        speculation=settings.speculation.speculation,
-        num_draft_tokens=settings.speculation.num_draft_tokens,
-    )
-
-
-def disk_options(settings: Settings, profile: ModelProfile) -> DiskOptions | None:
-    """Where the prefix cache's second tier lives, and the name under which this model's blocks are found there."""
-    from vllm_mlx.engine.assembly import DiskOptions  # imports MLX
-
-    cache = settings.cache
-    if cache.disk_cache is None or not cache.prefix_cache:
-        return None
-    precision = f"{profile.dtype}, kv {f'{cache.kv_bits}-bit/{cache.kv_group_size}' if cache.kv_bits else 'plain'}"
-    if settings.batch.batch_invariant:
-        precision += ", batch-invariant"  # computed in other pieces, so equal only to itself
-    return DiskOptions(
-        folder=Path(cache.disk_cache).expanduser(),
-        limit_bytes=int(cache.disk_cache_gb * 2**30),
-        min_tokens=cache.disk_cache_min_tokens,
-        model=f"{profile.name} {profile.fingerprint} ({precision}, blocks of {cache.block_size})",
-    )
-
-
-def _nothing() -> None:
-    """A job that only wakes the MLX thread."""
 
 
 def name_formats(settings: Settings, profile: ModelProfile) -> Settings:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_mlx import beside
 from vllm_mlx.api.context import Generation, ModelEntry, ServedModel, ServerContext
-from vllm_mlx.backend import Backend, ModelFiles, load_blas, served_model
+from vllm_mlx.backend import Backend, ModelFiles, load_blas, open_oneshots, served_model
 from vllm_mlx.engine.step import EngineStatus
 from vllm_mlx.errors import EngineError, ModelLoadError
 from vllm_mlx.fleet.beside import BesideMembers, KnownBeside, LoadedBeside, correct_cost, find
@@ -26,8 +26,7 @@ from vllm_mlx.fleet.pool import Member, ModelPool, ModelState
 from vllm_mlx.fleet.shares import Share, divide
 from vllm_mlx.fleet.specs import CHAT, ModelSpec, read_specs
 from vllm_mlx.generation.adapters import AdapterRegistry
-from vllm_mlx.generation.admission import NO_PRESSURE, Admission, Pressure
-from vllm_mlx.generation.oneshot import OneShots
+from vllm_mlx.generation.admission import NO_PRESSURE, Pressure
 from vllm_mlx.guards.process_memory import process_bytes, return_to_system
 from vllm_mlx.settings import Settings
 
@@ -71,7 +70,7 @@ class FleetBackend:
             self._adapters[item.spec.id].begin_with(item.files.adapters)
         self._thread = thread
         self._jobs = jobs
-        self._beside = BesideMembers(known_beside, jobs, self._oneshots())
+        self._beside = BesideMembers(known_beside, jobs, open_oneshots(settings, self._jobs, self._pressure))
         costs = [(item.spec, item.share.cost_bytes) for item in known]
         costs += [(item.spec, item.cost_bytes) for item in known_beside]
         self._pool: ModelPool[Any] = ModelPool(
@@ -223,15 +222,6 @@ class FleetBackend:
     def _loaded(self) -> list[Backend]:
         """The chat models in memory."""
         return [member.loaded for member in self._pool.members.values() if isinstance(member.loaded, Backend)]
-
-    def _oneshots(self) -> OneShots:
-        limits = self._settings.limits
-        return OneShots(
-            self._jobs,
-            Admission(max_running=1, max_queue=limits.max_queue, pressure=self._pressure),
-            timeout_s=limits.timeout_s,
-            stall_target_s=self._settings.batch.stall_target_ms / 1000,
-        )
 
     def _pressure(self) -> Pressure:
         """What memory means for jobs beside the chat: as any of the loaded models' guards says."""

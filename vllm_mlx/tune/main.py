@@ -54,11 +54,12 @@ def run(settings: Settings, rounds: str, *, folder: Path | None = None,
 
 def load(settings: Settings) -> tuple[Any, Measurer, bool]:
     """The model in this process, on this thread."""
-    from vllm_mlx.backend import ModelFiles, engine_options, load_blas
+    from vllm_mlx.backend import ModelFiles, load_blas
 
     files = ModelFiles.fetch(settings)
     load_blas(settings)
     from vllm_mlx.engine.assembly import build_engine
+    from vllm_mlx.loading import engine_options
     from vllm_mlx.models import device, loader
     from vllm_mlx.tune.measurer import EngineMeasurer
 
