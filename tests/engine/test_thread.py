@@ -9,7 +9,9 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from tests.simulation.fake_model import FakeRunner, lone_run
@@ -381,6 +383,23 @@ async def test_an_ended_engine_lets_go_of_what_it_held() -> None:
         assert world.thread.stop(10)
         gc.collect()
         assert engine() is None
+
+
+def test_a_stopped_thread_is_over_with_all_that_mlx_compiled_on_it() -> None:
+    """Its compile cache holds Python objects: an interpreter that ended before it did would abort the process."""
+    compiled = [mx.compile(lambda x, i=i: mx.exp(x + i)) for i in range(20)]
+
+    def compute() -> int:
+        for function in compiled:
+            mx.eval(function(mx.ones(3)))
+        return threading.get_native_id()
+
+    for _ in range(10):
+        engine = EngineThread(lambda publish: JobsOnly())
+        engine.start().result()
+        native_id = engine.submit_job(compute).result()
+        assert engine.stop(10)
+        assert not Path(f"/proc/self/task/{native_id}").exists()
 
 
 class PausedJobs(JobsOnly):

@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import logging
 import queue
+import sys
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vllm_mlx.engine.engine import Publish
@@ -29,6 +31,9 @@ from vllm_mlx.errors import EngineError, Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+NO_PROC_DESTRUCTORS_S = 0.05
+"""What a thread's destructors get where the system has no /proc to see them end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +116,37 @@ class MlxThread:
         self._idle_again_s = idle_again_s
         self._inbox: queue.SimpleQueue[tuple[EngineThread, Message]] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        # Under the lock: the newest thread, whether it takes messages, and the engines it has not let go of.
         self._thread: threading.Thread | None = None
-        self._num_engines = 0  # opened and not ended; under the lock
+        self._is_running = False
+        self._engines: set[EngineThread] = set()
 
     # ── from any thread ─────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, engine: EngineThread) -> None:
         """Take an engine; it is built on the thread."""
         with self._lock:
-            self._num_engines += 1
+            self._engines.add(engine)
             self._inbox.put((engine, Open()))
-            if self._thread is None:
+            if not self._is_running:
+                self._is_running = True
                 self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
                 self._thread.start()
 
     def put(self, engine: EngineThread, message: Message) -> bool:
         """Send a message. False if there is no thread any more that could answer it."""
         with self._lock:
-            if self._thread is not None:
+            if self._is_running:
                 self._inbox.put((engine, message))
-            return self._thread is not None
+            return self._is_running
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to be over, unless it still has an engine."""
         with self._lock:
-            thread = self._thread if self._num_engines == 0 else None
+            thread = self._thread if all(engine.has_ended for engine in self._engines) else None
         if thread is not None:
             thread.join(timeout_s)
+            _await_destructors(thread, timeout_s)
 
     # ── on the thread ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,9 +163,9 @@ class MlxThread:
             ended = [engine for engine in engines if engine.has_ended]
             engines = [engine for engine in engines if not engine.has_ended]
             with self._lock:
-                self._num_engines -= len(ended)
-                if self._num_engines == 0 and self._inbox.empty():
-                    self._thread = None
+                self._engines.difference_update(ended)
+                if not self._engines and self._inbox.empty():
+                    self._is_running = False
                     return
 
     def _take(self, engines: list[EngineThread], timeout_s: float | None = None) -> None:
@@ -380,6 +389,23 @@ class EngineThread:
             left = list(self._mailboxes)
         last = [TokenEvent(request_id, finish_reason=FinishReason.ERROR, detail=detail) for request_id in left]
         self._deliver(last, EngineStatus(is_healthy=False, failure=detail))
+
+
+def _await_destructors(thread: threading.Thread, timeout_s: float) -> None:
+    """Wait until a joined thread is over for the system too, as `join` does itself from Python 3.13 on.
+
+    MLX keeps what it compiled on a thread until then, Python objects among it: it waits for the interpreter's lock, and
+    an interpreter that ends meanwhile aborts the process.
+    """
+    if sys.version_info >= (3, 13) or thread.is_alive():
+        return
+    task = Path(f"/proc/self/task/{thread.native_id}")
+    if not task.parent.exists():
+        time.sleep(NO_PROC_DESTRUCTORS_S)
+        return
+    until = time.monotonic() + timeout_s
+    while task.exists() and time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def _put_all(mail: list[tuple[Mailbox, TokenEvent]]) -> None:
