@@ -81,6 +81,22 @@ def test_run_without_a_prompt_says_so(monkeypatch):
         run.run(parse("run"))
 
 
+@pytest.mark.parametrize("command", [run.run, chat.run])
+@pytest.mark.parametrize(("flag", "value", "sentence"), [
+    ("--temperature", "101", "--temperature 101.0: input should be less than or equal to 100."),
+    ("--temperature", "nan", "--temperature nan: input should be a finite number."),
+    ("--top-p", "9", "--top-p 9.0: input should be less than or equal to 1."),
+    ("--max-tokens", "0", "--max-tokens 0: input should be greater than or equal to 1."),
+    ("--frequency-penalty", "-3", "--frequency-penalty -3.0: input should be greater than or equal to -2."),
+])
+def test_what_the_server_would_refuse_is_refused_before_anybody_is_asked(command, flag, value, sentence, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    words = ("run", "hi") if command is run.run else ("chat",)
+    with pytest.raises(UsageError) as refused:
+        command(parse(*words, "--server", "http://127.0.0.1:9", f"{flag}={value}"))
+    assert str(refused.value) == sentence
+
+
 @pytest.mark.parametrize(("words", "sentence"), [
     (("--server", "http://127.0.0.1:9"), "No server answers"),
     (("--server", "URL", "--image", "/nowhere.png"), "picture /nowhere.png cannot be read"),

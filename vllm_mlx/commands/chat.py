@@ -42,11 +42,12 @@ def run(parsed: argparse.Namespace) -> int:
 
 async def _run(parsed: argparse.Namespace) -> int:
     key = parsed.api_key or os.environ.get("VLLM_MLX_CLIENT_API_KEY")
+    options = sampling(parsed)  # a wrong flag is said before a model is loaded
     partner = await find_partner(parsed.model, parsed.server, key)
     console = Console(highlight=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's own would let a prompt wait on
     try:
-        await Chat(partner, console, system=parsed.system, options=sampling(parsed)).talk(_ask)
+        await Chat(partner, console, system=parsed.system, options=options).talk(_ask)
     finally:
         await partner.close()
     return 0

@@ -76,6 +76,23 @@ def make_body(parsed: argparse.Namespace, prompt: str) -> dict[str, Any]:
 
 
 def sampling(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The request fields of the flags that were given."""
+    """The request fields of the flags that were given; raises UsageError where the server would refuse a value."""
     fields = {name: value for name in FIELDS if (value := getattr(parsed, name)) is not None}
+    if fields:
+        _check(fields)
     return fields if parsed.think is None else {**fields, "enable_thinking": parsed.think}
+
+
+def _check(fields: dict[str, Any]) -> None:
+    # Only those wait for these imports who give a flag.
+    from pydantic import ValidationError
+
+    from vllm_mlx.api.openai.schemas import ChatCompletionRequest
+
+    try:
+        ChatCompletionRequest.model_validate({"messages": [], **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, reason = str(first["loc"][0]), first["msg"]
+        flag = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} {fields[name]}: {reason[:1].lower()}{reason[1:]}.") from None
