@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from tests.api.fakes import FakeGeneration, live_server, make_context, says, thinks
@@ -21,6 +23,15 @@ from vllm_mlx.commands.words import SHELLS
 from vllm_mlx.errors import InvalidRequest
 from vllm_mlx.generation.request import MediaPart
 from vllm_mlx.options import UsageError
+
+
+def pixel(format: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, format)
+    return file.getvalue()
+
+
+PIXEL = pixel("PNG")
 
 
 @contextmanager
@@ -65,14 +76,35 @@ def test_run_sends_pictures_and_a_schema(tmp_path, monkeypatch):
     service = FakeGeneration(lambda request: says("{}"))
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     picture, schema = tmp_path / "a.png", tmp_path / "s.json"
-    picture.write_bytes(b"png")
+    picture.write_bytes(PIXEL)
     schema.write_text('{"type": "object"}')
     with served(service) as url:
         run.run(parse("run", "What?", "--server", url, "--image", str(picture), "--json-schema", str(schema)))
     [request] = service.requests
     assert isinstance(request.messages[0].parts[0], MediaPart)
-    assert request.messages[0].parts[0].source == "data:image/png;base64,cG5n"
+    assert request.messages[0].parts[0].source == f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}"
     assert (request.output_format.kind, request.output_format.value) == ("json_schema", {"type": "object"})
+
+
+def test_a_picture_is_what_its_bytes_say(tmp_path):
+    picture = tmp_path / "photo.png"
+    picture.write_bytes(pixel("JPEG"))
+    assert talk.image_part(str(picture))["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"hello\n", "The data are not an image that is known here; images are PNG, JPEG, WebP, GIF, BMP and TIFF."),
+    (b"", "The image is empty (0 bytes)."),
+    (PIXEL[:40], "The PNG image is damaged or truncated."),
+])
+def test_the_error_names_the_file_that_is_no_picture(content, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(PIXEL)
+    bad.write_bytes(content)
+    with pytest.raises(talk.TalkError) as refused:
+        run.run(parse("run", "What?", "--server", "http://127.0.0.1:9", "--image", str(good), "--image", str(bad)))
+    assert str(refused.value) == f"{bad}: {reason}"
 
 
 def test_run_without_a_prompt_says_so(monkeypatch):
@@ -167,7 +199,7 @@ async def test_a_line_that_ends_with_a_backslash_goes_on():
 
 async def test_commands_change_what_is_sent(tmp_path):
     picture, saved = tmp_path / "a.png", tmp_path / "c.json"
-    picture.write_bytes(b"png")
+    picture.write_bytes(PIXEL)
     bodies, text = await converse(
         "/system Be brief.", "/set temperature 0.7", "/set max_tokens 9", "/set max_tokens", "/think on",
         f"/image {picture}", "look", "/retry", f"/save {saved}", "/undo", "/clear", "again", "/stats", "/help",

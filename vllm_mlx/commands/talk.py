@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import mimetypes
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
-from vllm_mlx.errors import VllmMlxError
+from vllm_mlx.errors import InvalidRequest, VllmMlxError
 from vllm_mlx.generation.events import Finished
 from vllm_mlx.parsers.events import ReasoningDelta, TextDelta
 
@@ -194,8 +193,22 @@ def image_part(path: str) -> dict[str, Any]:
         content = file.read_bytes()
     except OSError as error:
         raise TalkError(f"The picture {path} cannot be read ({error.strerror}).") from None
-    kind = mimetypes.guess_type(file.name)[0] or "image/png"
+    kind = _media_type(content, path)
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(content).decode()}"}}
+
+
+def _media_type(content: bytes, path: str) -> str:
+    """By what the file holds; raises TalkError, which names the file, for what cannot be read as a picture."""
+    from PIL import Image  # with numpy, which only those wait for who send pictures
+
+    from vllm_mlx.generation import pictures
+    from vllm_mlx.generation.sources import Blob
+
+    try:
+        pictures.decode_image(Blob(content), "image")
+        return Image.MIME[pictures.format_of(Blob(content), "image")]
+    except InvalidRequest as error:
+        raise TalkError(f"{path}: {error}") from None
 
 
 def user_message(text: str, images: Sequence[str]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def decode_image(
 
 def open_image(blob: Blob, param: str, limits: MediaLimits) -> Image.Image:
     """The header only: format and size are judged before any pixel is unpacked."""
-    name = _format_of(blob, param)
+    name = format_of(blob, param)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of sizes that are judged below
@@ -96,7 +96,8 @@ def open_image(blob: Blob, param: str, limits: MediaLimits) -> Image.Image:
     return image
 
 
-def _format_of(blob: Blob, param: str) -> str:
+def format_of(blob: Blob, param: str) -> str:
+    """PIL's name of the format, by the bytes' signature."""
     data = blob.data
     if not data:
         raise InvalidRequest("The image is empty (0 bytes).", param=param, code="invalid_image")
