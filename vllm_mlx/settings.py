@@ -425,7 +425,7 @@ class McpSettings:
 
 @dataclass(frozen=True, slots=True)
 class CpuSettings:
-    """Matrix products of MLX's CPU backend on Linux; no effect on macOS and on CUDA."""
+    """What MLX's CPU backend computes slowly on Linux; no effect on macOS and on CUDA."""
 
     blas: str = option(
         "auto", "Library for float32 products: the system's OpenBLAS, the one inside the numpy wheel, the first of "
@@ -433,8 +433,9 @@ class CpuSettings:
     blas_threads: int | None = option(
         None, "Threads of that library; otherwise one fewer than there are cores.", "--blas-threads", minimum=1)
     few_row_kernels: bool = option(
-        True, "Compute products of up to 64 rows, as in decoding, by our own kernels instead (needs a C compiler once, "
-        "at the first start).", "--few-row-kernels", off_flag="--no-few-row-kernels")
+        True, "All of our own CPU kernels: products of up to 64 rows, as in decoding, and row operations (softmax, "
+        "exponentials, SwiGLU, RMS norms, rotary positions, argmax, and attention made of them). They need a C "
+        "compiler once, at the first start.", "--few-row-kernels", off_flag="--no-few-row-kernels")
 
 
 LOOPBACK_NAMES = ("localhost", "localhost.localdomain")
