@@ -135,7 +135,8 @@ class ModelSettings:
         300.0, "Seconds without a byte before a download attempt counts as stalled.", "--download-timeout",
         above=0, metavar="S")
     download_retries: int = option(
-        3, "How often a failed download is tried again.", "--download-retries", minimum=0)
+        3, "How often a failed download is tried again. With 0 a broken connection is not resumed either.",
+        "--download-retries", minimum=0)
     tune_profile: bool = option(
         True, "Use the settings that `vllm-mlx tune` found best for this model on this machine. Flags win over them.",
         "--tune-profile", off_flag="--no-tune-profile")

@@ -186,6 +186,21 @@ def test_a_transfer_that_is_cut_off_goes_on_at_the_byte_where_it_broke(hub, fetc
     assert hub.ranges == [f"bytes={10 * 2**20}-"]
 
 
+def test_without_retries_a_transfer_that_is_cut_off_is_over(hub, fetch):
+    hub.cut_after, hub.num_cuts = 100_000, 1
+    with pytest.raises(ModelLoadError, match="model.safetensors of someone/tiny broke off .* run the command again"):
+        fetch(retries=0)
+    assert not hub.ranges and hub.fetched.count("model.safetensors") == 1
+    assert (fetch(retries=0) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_without_retries_one_silence_is_enough(hub, fetch):
+    hub.stall_s, hub.num_stalls = 1.0, 1
+    with pytest.raises(ModelLoadError, match="was silent for 0.2 s"):
+        fetch(retries=0, timeout_s=0.2)
+    assert hub.fetched.count("model.safetensors") == 1
+
+
 def test_a_silent_connection_times_out_and_is_tried_again(hub, fetch):
     hub.stall_s, hub.num_stalls = 1.0, 1
     folder = fetch(timeout_s=0.2)

@@ -128,7 +128,8 @@ def resolve(
 ) -> Path:
     """The folder of `model`, fetched from the hub first when it is a hub id and not there yet. May block for long.
 
-    `timeout_s` is how long the connection may be silent; a failed attempt is repeated `retries` times, later each time.
+    `timeout_s` is how long the connection may be silent; a failed attempt is repeated `retries` times, later each time,
+    and none of its transfers is resumed when that is 0.
     `endpoint`, `cache_dir` and `sleep` default to the hub's settings and the real clock.
     """
     if model == DEMO:
@@ -157,7 +158,7 @@ def resolve(
 def _fetch(hub: _Hub, cached: Path | None, retries: int, progress: Progress, sleep: Callable[[float], None]) -> Path:
     for attempt in range(retries + 1):
         try:
-            with hub.read_timeout():
+            with hub.bounds(resumes=retries > 0):
                 return hub.download(progress, force=attempt > 0)
         except hub.passing_errors as error:
             if not hub.may_pass(error):
@@ -186,6 +187,13 @@ class _File:
 
 class WrongSize(Exception):
     """A file arrived with another size than the hub announces."""
+
+
+class _Resumed(Exception):
+    """A transfer is about to be resumed that must not be. Of a type that huggingface_hub does not catch."""
+
+    def __init__(self, failure: Exception) -> None:
+        self.failure = failure
 
 
 class _Hub:
@@ -233,11 +241,17 @@ class _Hub:
         return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
 
     @contextmanager
-    def read_timeout(self) -> Iterator[None]:
-        """While it lasts, no read of the hub's session waits longer than `timeout_s`."""
+    def bounds(self, *, resumes: bool) -> Iterator[None]:
+        """While it lasts, no read of the hub's session waits longer than `timeout_s`; whether transfers are resumed."""
         hooks = self._session.event_hooks
+        asked: set[tuple[str, str]] = set()
 
         def bound(request: Any) -> None:
+            # The library resumes by itself, up to five times: it asks for the same again while it handles the failure.
+            same, failure = (request.method, str(request.url)), sys.exc_info()[1]
+            if not resumes and same in asked and isinstance(failure, Exception):
+                raise _Resumed(failure)
+            asked.add(same)
             request.extensions = {
                 **request.extensions,
                 "timeout": {**request.extensions.get("timeout", {}), "read": self.timeout_s},
@@ -280,6 +294,8 @@ class _Hub:
                 tqdm_class=_reporter(progress),
                 force_download=force,
             )
+        except _Resumed as resumed:
+            raise resumed.failure from None
         except OSError as error:
             if "onsistency check failed" in str(error):
                 raise WrongSize(file.name) from None
