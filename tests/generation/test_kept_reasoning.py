@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import ByteTokenizer
+from vllm_mlx.generation.kept_reasoning import Kept
 from vllm_mlx.generation.request import ChatMessage, TextPart, Tool, ToolCall
 from vllm_mlx.generation.template import ChatTemplate
 
@@ -87,6 +88,15 @@ def test_without_it_the_template_has_its_way():
 def test_a_template_without_reasoning_renders_as_before():
     made = template(NONE)
     assert made.render(SESSION, TOOLS, keep_reasoning=True) == made.render(SESSION, TOOLS)
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_the_template(monkeypatch):
+    def mistaken(self, text):
+        raise LookupError("ours")
+
+    monkeypatch.setattr(Kept, "fill", mistaken)
+    with pytest.raises(LookupError):
+        template(DROPS_EARLIER).render(SESSION, TOOLS, keep_reasoning=True)
 
 
 def test_a_turn_that_is_continued_keeps_its_reasoning_once():

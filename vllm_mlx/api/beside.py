@@ -96,7 +96,7 @@ async def open_stream(http: Request, events: AsyncGenerator[T, None]) -> AsyncGe
     try:
         async with watch_client(http.receive):
             first = await anext(events)
-    except BaseException:
+    except BaseException:  # raised again; an error or a cancellation ends what runs
         await events.aclose()
         raise
     return _chain(first, events)

@@ -38,7 +38,7 @@ async def open_choices(
     events = _tracked(service, requests, live, entry, journal, in_turn)
     try:
         first = await anext(events)
-    except BaseException:
+    except BaseException:  # raised again; an error or a cancellation ends what runs
         await events.aclose()
         raise
     return _chain(first, events)
@@ -135,7 +135,7 @@ async def _merged(service: Generation, requests: Sequence[GenerationRequest]) ->
                         opened.set()
                 queue.put_nowait((index, event))
             queue.put_nowait(None)
-        except Exception as error:
+        except Exception as error:  # handed to the reader, which raises it
             queue.put_nowait(error)
             opened.set()
         finally:

@@ -138,7 +138,7 @@ class Engine:
         for callback in self.on_stop:
             try:
                 callback()
-            except Exception:  # the process ends anyway
+            except Exception:  # logged: the other parts must stop too, and so must the thread
                 log.exception("a part of the engine did not stop in order")
 
     @property

@@ -260,7 +260,7 @@ class LeadRunner:
         try:
             guessed = frozenset(id for id, draft in zip(plan.decode, drafts, strict=False) if draft)
             return LeadLaunched(self._inner.launch(plan, sequences, drafts), guessed)
-        except Exception as error:
+        except Exception as error:  # raised again; whatever it is, the other ranks wait in a collective for ever
             self._lost(f"rank 0 failed in a step: {type(error).__name__}: {error}")
             raise
 
@@ -272,7 +272,7 @@ class LeadRunner:
             if kept:
                 self.say(Verified(kept))
             return result
-        except Exception as error:
+        except Exception as error:  # raised again; whatever it is, the other ranks wait in a collective for ever
             self._lost(f"rank 0 failed in a step: {type(error).__name__}: {error}")
             raise
 

@@ -95,7 +95,7 @@ def _num_frames(animation: Image.Image, param: str, limits: MediaLimits) -> int:
     """Frames build on each other, so all of them are unpacked: their pixels together are bounded."""
     try:
         count = int(getattr(animation, "n_frames", 1))
-    except Exception as error:
+    except Exception as error:  # as for images
         raise broken(animation.format or "", error, param) from None
     if count * area(animation) > limits.max_animation_pixels or count > limits.max_animation_frames:
         raise InvalidRequest(
@@ -110,7 +110,7 @@ def _durations(animation: Image.Image, count: int, param: str) -> list[int]:
     """Milliseconds each frame is shown; 100 where the file says nothing."""
     try:
         return [max(10, round(frame.info.get("duration") or 100)) for frame in islice(_frames(animation), count)]
-    except Exception as error:
+    except Exception as error:  # as for images
         raise broken(animation.format or "", error, param) from None
 
 
@@ -137,7 +137,7 @@ def _container_frames(
             return _captured(capture, cv2, fps, max_frames, param, limits)
         except InvalidRequest:
             raise
-        except Exception as error:
+        except Exception as error:  # as for images: OpenCV and its codecs meet hostile bytes too
             raise InvalidRequest("The video is damaged or truncated.", param=param, code="invalid_video") from error
         finally:
             capture.release()

@@ -194,7 +194,7 @@ class GrammarCompiler:
             return future.result()
         try:
             compiled = build()
-        except BaseException as error:
+        except BaseException as error:  # raised again; whoever waits for the same grammar must hear of it too
             with self._lock:
                 self._cache.pop(key, None)
             future.set_exception(error)

@@ -69,19 +69,20 @@ class ChatTemplate:
             variables = {**kept.variables(self.source), **(variables or {})}
         if continue_final_message:
             turns = _as_continuable(turns)
+        shown = self._shown_tools(tools)
         try:
             text = self._apply(
                 turns,
-                tools=self._shown_tools(tools),
+                tools=shown,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(variables or {}),
             )
-            return kept.fill(text) if kept is not None else text
         except Exception as error:  # a template is foreign code and raises what it likes
             raise InvalidRequest(
                 f"The chat template of this model cannot render these messages: {_first_line(error)}", param="messages"
             ) from error
+        return kept.fill(text) if kept is not None else text
 
     def turns(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[Turn]:
         """The messages as this template can take them."""

@@ -32,7 +32,7 @@ class LLM:
         self._thread.start()
         try:
             self._llm: AsyncLLM | None = self._wait(AsyncLLM.load(model, **settings))
-        except BaseException:
+        except BaseException:  # raised again; nobody could close what was not made
             self._stop_loop()
             raise
 
