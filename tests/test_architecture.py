@@ -37,8 +37,8 @@ TOP = {
 }  # fmt: skip
 # The files of the engine that compute; everything else in it decides.
 MLX_IN_ENGINE = {
-    "runner", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "invariance", "sampler", "draws", "logits",
-    "constraint", "disk_codec", "draft_model", "drafted", "mtp_draft",
+    "runner", "seat", "prefill", "decode_batch", "kv_cache", "kv_batch", "kv_pack", "invariance", "sampler", "draws",
+    "logits", "constraint", "disk_codec", "draft_model", "drafted", "mtp_draft",
 }  # fmt: skip
 HTTP = {"fastapi", "starlette", "uvicorn", "pydantic"}
 

@@ -134,7 +134,7 @@ class Lead:
         from vllm_mlx.engine.ranks import LeadRunner
         from vllm_mlx.models import sharding
 
-        runner.bound_drafts(sharding.least(runner.most_draft))
+        runner.guessing.bound(sharding.least(runner.guessing.most_draft))
         return LeadRunner(runner, self.send, self.lost, self.step_ended)
 
     def send(self, messages: Sequence[Any]) -> None:
@@ -207,7 +207,7 @@ def follow(settings: Settings, place: Place) -> int:
         options = connection.recv()
         threading.Thread(target=_receive, args=(connection, messages, timeout_s), daemon=True).start()
         runner = build_runner(model, options, samples=False)
-        sharding.least(runner.most_draft)  # rank 0 is told in `Lead.lead`
+        sharding.least(runner.guessing.most_draft)  # rank 0 is told in `Lead.lead`
         follower = Follower(runner, model.adapters)
         log.info("rank %d of %d holds its part of %s", place.rank, place.size, files.profile.name)
         while True:

@@ -100,7 +100,7 @@ class EngineHarness:
             grid=self.runner.invariance.grid,
             keeps_answers=not self.runner.invariance.is_promised,
             most_rows=self.runner.invariance.most_rows if model.profile.interleaves else 1,
-            max_draft=speculator.max_draft if speculator is not None and self.runner.can_speculate else 0,
+            max_draft=self.runner.speculator.max_draft if self.runner.speculator is not None else 0,
         )
         self.answers: dict[str, Answer] = {}
         self.statuses: list[EngineStatus] = []

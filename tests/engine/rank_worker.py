@@ -54,7 +54,7 @@ def lead(case: dict[str, Any], connections: Sequence[Connection]) -> dict[str, A
             connection.send(messages)
 
     def led(runner: ModelRunner) -> LeadRunner:
-        runner.bound_drafts(sharding.least(runner.most_draft))
+        runner.guessing.bound(sharding.least(runner.guessing.most_draft))
         return LeadRunner(runner, send, sys.exit)
 
     model = load_part(case)
@@ -82,7 +82,7 @@ def lead(case: dict[str, Any], connections: Sequence[Connection]) -> dict[str, A
 def follow(case: dict[str, Any], connection: Connection) -> None:
     model = load_part(case)
     runner = build_runner(model, OPTIONS, samples=False)
-    sharding.least(runner.most_draft)
+    sharding.least(runner.guessing.most_draft)
     follower = Follower(runner, model.adapters)
     while (messages := connection.recv()) is not None:
         follower.follow(messages)
