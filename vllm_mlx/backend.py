@@ -172,7 +172,7 @@ class Backend:
             blas=blas_report,
             device=device.report().backend,
             memory_bytes=loaded.options.memory_bytes,
-            prefix_cache=scheduler.cache,
+            prefix_cache=scheduler.prefixes.cache,
             disk_tier=scheduler.disk.tier,
             adapters=adapters,
             ranks=ranks,

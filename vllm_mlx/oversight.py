@@ -88,8 +88,8 @@ class Oversight:
 
         def evict() -> None:
             assert self._engine is not None
-            if self._engine.scheduler.cache is not None:
-                freed = self._engine.scheduler.cache.evict(num_bytes)
+            if self._engine.scheduler.prefixes.cache is not None:
+                freed = self._engine.scheduler.prefixes.cache.evict(num_bytes)
                 device.release_cached()
                 return_to_system()
                 log.info("dropped %.0f MiB of idle prefix cache because memory is short", freed / 2**20)

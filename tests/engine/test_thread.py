@@ -184,7 +184,7 @@ async def test_who_waited_for_a_job_sees_in_the_status_what_it_changed() -> None
     with running() as world:
         await read(world.thread, request("r", 10))
         assert world.thread.status.prefix_cache_bytes > 0
-        await world.thread.call(lambda: world.engine.scheduler.cache.clear())
+        await world.thread.call(lambda: world.engine.scheduler.prefixes.cache.clear())
         assert world.thread.status.prefix_cache_bytes == 0
 
 

@@ -136,7 +136,7 @@ def test_what_a_row_in_mlx_vlms_own_cache_will_hold_is_known_before_it_runs(
 
 def test_no_prefix_is_kept(subject: Subject) -> None:
     options = EngineOptions(memory_bytes=1 << 30, prefix_cache_bytes=1 << 28)
-    assert build_engine(subject.loaded.model, options, lambda events, status: None).scheduler.cache is None
+    assert build_engine(subject.loaded.model, options, lambda events, status: None).scheduler.prefixes.cache is None
 
 
 def test_a_placeholder_in_a_text_is_refused(subject: Subject) -> None:

@@ -259,7 +259,7 @@ class Engine:
     def status(self) -> EngineStatus:
         """A frozen picture for the front, which never reads engine objects."""
         scheduler = self.scheduler
-        cache, counters = scheduler.cache, scheduler.counters
+        cache, counters = scheduler.prefixes.cache, scheduler.counters
         stats = cache.counters if cache else None
         return EngineStatus(
             is_healthy=self._pulse.failure is None,

@@ -4,7 +4,8 @@ A plan gives every running sequence that is ready its one decode token first; wh
 prefill chunks, then to admissions, in the order that the queue policy gives. Chunks end on a fixed grid of blocks, so
 that few shapes are computed. Memory is counted in bytes of the rows' KV plus the prefix cache; a request is admitted
 when what all are expected to grow to fits; when it does not after all, the scheduler evicts unlocked prefixes, then
-preempts (swapping to disk what is dearer to compute again), then lets requests wait.
+preempts (swapping to disk what is dearer to compute again), then lets requests wait. What it asks of the prefix cache
+and of the disk is in `prefix_visits.py` and `disk_visits.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from vllm_mlx.engine.disk_tier import DiskTier
 from vllm_mlx.engine.disk_visits import DiskVisits
@@ -20,7 +22,8 @@ from vllm_mlx.engine.ports import ChunkSizer as ChunkSizer
 from vllm_mlx.engine.ports import FixedChunk as FixedChunk
 from vllm_mlx.engine.ports import KVStore as KVStore
 from vllm_mlx.engine.ports import Limits as Limits
-from vllm_mlx.engine.prefix_cache import Lease, PrefixCache, common_prefix, report_lease
+from vllm_mlx.engine.prefix_cache import PrefixCache
+from vllm_mlx.engine.prefix_visits import PrefixVisits
 from vllm_mlx.engine.queue_policy import FairPolicy, QueueClock, QueuePolicy
 from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.sequence import Committed, Sequence, Status
@@ -72,9 +75,17 @@ class Scheduler:
         expected_completion: int = 256,
     ) -> None:
         self.store = store
+        self.prefixes = PrefixVisits(
+            cache,
+            store,
+            block_size=block_size,
+            grid=grid,
+            checkpoint_interval=checkpoint_interval,
+            atomic_spans=atomic_spans,
+            keeps_answers=keeps_answers,
+        )
         self.disk = DiskVisits(tier)
         self.policy: QueuePolicy = policy if policy is not None else FairPolicy()
-        self.cache = cache
         self.limits = limits
         self.counters = SchedulerCounters()
         self.queue_clock = QueueClock()
@@ -86,9 +97,6 @@ class Scheduler:
         self._grid = grid
         self._keeps_answers = keeps_answers
         self._most_rows = most_rows
-        # Prefixes are stored and taken over in whole grains.
-        self._grain = max(block_size, grid)
-        self._checkpoint_interval = checkpoint_interval // self._grain * self._grain
         self._atomic_spans = atomic_spans
         self._max_draft = max_draft
         self._judge = judge
@@ -109,8 +117,11 @@ class Scheduler:
 
     def queue(self) -> list[Sequence]:
         """The waiting sequences, next first."""
-        waiting = list(self.waiting.values())
-        return self.policy.order(waiting, self._now, self._prefill_left) if len(waiting) > 1 else waiting
+        return self._in_order() if len(self.waiting) > 1 else list(self.waiting.values())
+
+    def _in_order(self) -> list[Sequence]:
+        num_missing = partial(self.prefixes.num_missing, now=self._now)
+        return self.policy.order(self.waiting.values(), self._now, num_missing)
 
     def find(self, request_id: str) -> Sequence | None:
         return self.running.get(request_id) or self.waiting.get(request_id)
@@ -126,7 +137,7 @@ class Scheduler:
         """End a sequence from any state; its row and lease go back, what it computed stays in the prefix cache."""
         if sequence.status is Status.RUNNING:
             if reason is not FinishReason.ERROR:
-                self._keep_computed(sequence)
+                self.prefixes.store_all(sequence)
             self._leave_row(sequence)
             if reason in (FinishReason.STOP, FinishReason.LENGTH):
                 self._expected_completion += 0.05 * (2 * sequence.num_completion_tokens - self._expected_completion)
@@ -146,13 +157,6 @@ class Scheduler:
     @property
     def has_ended(self) -> bool:
         return bool(self._ended)
-
-    def _refuse(self, sequence: Sequence, num_bytes: int) -> None:
-        detail = (
-            f"the prompt needs {num_bytes / 2**20:.0f} MiB of KV cache, but the budget is "
-            f"{self.limits.kv_budget_bytes / 2**20:.0f} MiB"
-        )
-        self.finish(sequence, FinishReason.ERROR, detail)
 
     # ── planning ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -199,10 +203,6 @@ class Scheduler:
                 fitting.append(sequence)
         return fitting
 
-    def _growth(self, sequence: Sequence) -> int:
-        """Bytes that one more token of the sequence takes."""
-        return self.store.bytes_for(sequence.num_tokens + 1) - self.store.bytes_for(sequence.num_tokens)
-
     def _plan_chunk(self, sequence: Sequence, left: int, chunks: list[Chunk]) -> int:
         """Add the sequence's next chunk, if it has one and there is budget for it; returns its size."""
         if sequence.status is not Status.RUNNING or sequence.num_to_prefill <= 0 or left <= 0:
@@ -212,7 +212,7 @@ class Scheduler:
         if end == start:
             return 0
         final = start + sequence.num_to_prefill
-        keep_state = end in self._checkpoints(sequence)
+        keep_state = end in self.prefixes.checkpoints(sequence)
         chunks.append(Chunk(sequence.id, start, end, is_last=end == final, keep_state=keep_state))
         sequence.num_computed = end
         sequence.num_chunks_pending += 1
@@ -234,7 +234,7 @@ class Scheduler:
             end = min(start + left, final)
             if end < final:
                 end = end // self._block_size * self._block_size
-        end = min([end, *(p for p in self._checkpoints(sequence) if p > start)])
+        end = min([end, *(p for p in self.prefixes.checkpoints(sequence) if p > start)])
         if end <= start:
             return start
         whole = self._behind_atomic_span(sequence, end)
@@ -247,35 +247,17 @@ class Scheduler:
             return position
         return next((s.end for s in prompt.media if s.start < position < s.end), position)
 
-    def _checkpoints(self, sequence: Sequence) -> tuple[int, ...]:
-        """Positions, ascending, where this prompt's whole state is kept, for caches that cannot be sliced."""
-        if self.cache is None or not self.cache.needs_checkpoint:
-            return ()
-        if sequence.checkpoints is None:
-            grain, length = self._grain, sequence.prefill_end + 1
-            positions = {p // grain * grain for p in sequence.request.prompt.boundaries}
-            positions |= {(length - 1) // grain * grain, sequence.branch_point // grain * grain}
-            if self._checkpoint_interval:
-                positions.update(range(self._checkpoint_interval, length, self._checkpoint_interval))
-            sequence.checkpoints = tuple(sorted(p for p in positions if 0 < p < length))
-        return sequence.checkpoints
-
     def _deepest_prefill(self) -> int:
         """Context depth of the deepest prefill: deeper chunks cost more time and more memory."""
         return max((s.num_computed for s in self.running.values() if s.is_prefilling), default=0)
 
-    # ── admission and memory ────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes the running sequences hold or have reserved: all their known and pending tokens."""
-        return sum(self.store.bytes_for(s.num_tokens) for s in self.running.values())
+    # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, now: float) -> Sequence | None:
         """Move the next waiting sequence to running, with its prefix; None if there is none, or no room for it."""
         if not self.waiting:
             return None
-        candidates = self.policy.order(self.waiting.values(), now, self._prefill_left)
+        candidates = self._in_order()
         if len(self.running) >= min(self.limits.max_rows, self._most_rows or self.limits.max_rows):
             self._wish = candidates[0]
             return None
@@ -286,9 +268,9 @@ class Scheduler:
         if self.running and self._projected_bytes(sequence) > self.limits.kv_budget_bytes:
             self._wish = sequence
             return None
-        lease: Lease | None = self._match(sequence)
+        lease = self.prefixes.match(sequence)
         if not self._has_room(needed):
-            self._release(lease)
+            self.prefixes.release(lease)
             if self.running:
                 self._wish = sequence
                 return None
@@ -296,32 +278,27 @@ class Scheduler:
             if not self._has_room(needed):
                 self._refuse(sequence, needed)
                 return self._admit(now)
-        if lease is not None and self.cache is not None:
-            self.cache.count_use(lease)
-        num_cached = lease.num_tokens if lease else 0
         del self.waiting[sequence.id]
         self.queue_clock.admitted(now, is_queue_empty=not self.waiting)
         self.running[sequence.id] = sequence
         sequence.move(Status.RUNNING)
-        sequence.lease = lease
         sequence.restore = None
-        sequence.num_computed = sequence.num_inserted = num_cached
-        sequence.branch_point = lease.num_matched if lease else 0
-        sequence.checkpoints = None
         if sequence.admitted is None:
             sequence.admitted = now
-            sequence.cache_report = report_lease(len(sequence.tokens), lease)
-            self._count_reason(sequence, lease)
+        self.prefixes.take(sequence, lease)
         self.store.open(sequence, lease)
         return sequence
 
-    def _count_reason(self, sequence: Sequence, lease: Lease | None) -> None:
-        """Why prompts had to compute more than their last token, for the metrics."""
-        if self.cache is not None and lease is not None:
-            if lease.reason is not None:
-                self.cache.counters.num_without_checkpoint += 1
-            elif lease.num_matched < len(sequence.tokens) - 1:
-                self.cache.counters.num_diverged += 1
+    def _is_on_its_way(self, sequence: Sequence) -> bool:
+        """Its prefix is being computed by another, or comes from disk: admitting it now would compute it again."""
+        return self.prefixes.is_being_computed(sequence, self.running.values()) or self.disk.is_awaited(sequence)
+
+    def _refuse(self, sequence: Sequence, num_bytes: int) -> None:
+        detail = (
+            f"the prompt needs {num_bytes / 2**20:.0f} MiB of KV cache, but the budget is "
+            f"{self.limits.kv_budget_bytes / 2**20:.0f} MiB"
+        )
+        self.finish(sequence, FinishReason.ERROR, detail)
 
     def _grant_wish(self) -> None:
         """Preempt the running sequence of the lowest rank for one that found no room, if the policy finds it worth it.
@@ -334,6 +311,26 @@ class Scheduler:
             if self.policy.displaces(wish, victim, self._now):
                 self.preempt(victim)
 
+    # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes the running sequences hold or have reserved: all their known and pending tokens."""
+        return sum(self.store.bytes_for(s.num_tokens) for s in self.running.values())
+
+    @property
+    def _free_bytes(self) -> int:
+        return self.limits.kv_budget_bytes - self.kv_bytes - self.prefixes.nbytes
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Room for `num_bytes` more, after evicting unlocked prefixes if need be."""
+        excess = num_bytes - self._free_bytes
+        return excess <= 0 or self.prefixes.evict(excess) >= excess
+
+    def _growth(self, sequence: Sequence) -> int:
+        """Bytes that one more token of the sequence takes."""
+        return self.store.bytes_for(sequence.num_tokens + 1) - self.store.bytes_for(sequence.num_tokens)
+
     def _projected_bytes(self, newcomer: Sequence) -> int:
         """Bytes that the running sequences and one more will have grown to, by what answers usually take."""
         return sum(self._bytes_at_end(s) for s in (newcomer, *self.running.values()))
@@ -342,88 +339,6 @@ class Scheduler:
         left = sequence.request.max_tokens - sequence.num_sampled
         likely = max(self._block_size, int(self._expected_completion) - sequence.num_sampled)
         return self.store.bytes_for(sequence.num_tokens + min(left, likely))
-
-    def _prefill_left(self, sequence: Sequence) -> int:
-        """Prompt tokens that the prefix cache does not have; looked up at most once a second."""
-        if self._now - sequence.prefill_checked >= 1.0:
-            sequence.prefill_checked = self._now
-            sequence.prefill_left = len(sequence.tokens)
-            if self.cache is not None and not sequence.request.skips_prefix_cache:
-                sequence.prefill_left -= self.cache.match_length(
-                    sequence.cache_key, namespace=sequence.request.namespace, usable_only=True
-                )
-        return sequence.prefill_left
-
-    def _is_on_its_way(self, sequence: Sequence) -> bool:
-        """Its prefix is being computed by another, or comes from disk: admitting it now would compute it again."""
-        return self._is_being_prefilled(sequence) or self.disk.is_awaited(sequence)
-
-    def _match(self, sequence: Sequence) -> Lease | None:
-        """Lock the longest usable prefix; at least the last token is left, because decoding computes it.
-
-        Prompt logprobs need every position computed, so a request for them takes nothing from the cache.
-        """
-        if self.cache is None or sequence.request.skips_prefix_cache:
-            return None
-        namespace = sequence.request.namespace
-        wants_all = sequence.request.num_prompt_logprobs is not None
-        key, limit = sequence.cache_key, 0 if wants_all else sequence.prefill_end
-        lease = self.cache.match(key, namespace=namespace, limit=limit, is_use=False)
-        while (whole := self._reusable(sequence, lease.num_tokens)) < lease.num_tokens:
-            self.cache.release(lease)
-            lease = self.cache.match(key, namespace=namespace, limit=whole, is_use=False)
-        return lease
-
-    def _is_being_prefilled(self, sequence: Sequence) -> bool:
-        """A running prompt is about to store more of this one's prefix than is stored now: waiting computes it once."""
-        request = sequence.request
-        if self.cache is None or request.num_prompt_logprobs is not None or request.skips_prefix_cache:
-            return False
-        leaders = [s for s in self.running.values() if s.will_store_prefix and self._shares_cache(s, sequence)]
-        if not leaders:
-            return False
-        key, limit = sequence.cache_key, sequence.prefill_end
-        stored = self.cache.match_length(key, namespace=sequence.request.namespace, usable_only=True)
-        coming = max(self._will_store(leader, key) for leader in leaders)
-        return min(coming, limit) - stored >= self._block_size
-
-    @staticmethod
-    def _shares_cache(leader: Sequence, sequence: Sequence) -> bool:
-        request = leader.request
-        stores = request.num_prompt_logprobs is None and not request.skips_prefix_cache
-        return stores and request.namespace == sequence.request.namespace
-
-    def _will_store(self, leader: Sequence, key: tuple[int, ...]) -> int:
-        """Tokens of `key` that a prefilling sequence will have put into the prefix cache, as far as it is known."""
-        shared = common_prefix(leader.cache_key, key)
-        if self.cache is None or not self.cache.needs_checkpoint:
-            return shared // self._grain * self._grain
-        return max((p for p in self._checkpoints(leader) if p <= shared), default=0)
-
-    def _reusable(self, sequence: Sequence, num_tokens: int) -> int:
-        """As much of a stored prefix as this prompt would have computed in the same pieces."""
-        whole = self._before_atomic_span(sequence, num_tokens)
-        return whole // self._grid * self._grid if self._grid else whole
-
-    def _before_atomic_span(self, sequence: Sequence, position: int) -> int:
-        if not self._atomic_spans:
-            return position
-        return next((s.start for s in sequence.request.prompt.media if s.start < position < s.end), position)
-
-    def _release(self, lease: Lease | None) -> None:
-        if lease is not None and self.cache is not None:
-            self.cache.release(lease)
-
-    @property
-    def _free_bytes(self) -> int:
-        return self.limits.kv_budget_bytes - self.kv_bytes - (self.cache.nbytes if self.cache else 0)
-
-    def _has_room(self, num_bytes: int) -> bool:
-        """Room for `num_bytes` more, after evicting unlocked prefixes if need be."""
-        excess = num_bytes - self._free_bytes
-        if excess <= 0:
-            return True
-        return self.cache is not None and self.cache.evict(excess) >= excess
 
     def _make_room(self, num_bytes: int, sequence: Sequence) -> bool:
         """Room for a running sequence to grow: evict, then preempt those of lower rank, then itself.
@@ -454,14 +369,12 @@ class Scheduler:
         self.waiting[sequence.id] = sequence
 
     def _swap_out(self, sequence: Sequence) -> None:
-        num_tokens = min(sequence.num_computed, len(sequence.tokens))
-        if not self._keeps_answers:
-            num_tokens = min(num_tokens, sequence.num_prompt_tokens - 1)
-        self.disk.swap_out(sequence, num_tokens // self._grain * self._grain, self.store, self._chunk_sizer)
+        num_tokens = self.prefixes.num_storable(sequence, sequence.num_known_computed)
+        self.disk.swap_out(sequence, num_tokens, self.store, self._chunk_sizer)
 
     def _leave_row(self, sequence: Sequence) -> None:
         self.store.close(sequence)
-        self._release(sequence.lease)
+        self.prefixes.release(sequence.lease)
         sequence.lease = None
         del self.running[sequence.id]
 
@@ -479,7 +392,7 @@ class Scheduler:
             sequence = self.running.get(chunk.request_id)
             if sequence is not None and sequence.num_chunks_pending:
                 sequence.num_chunks_pending -= 1
-                self._store_prefix(sequence, chunk.end)
+                self.prefixes.store(sequence, chunk.end)
         committed = []
         for sampled in result.sampled:
             sequence = self.running.get(sampled.request_id)
@@ -522,39 +435,3 @@ class Scheduler:
                 self.finish(sequence, FinishReason.ERROR, detail)
             else:
                 self.preempt(sequence, may_swap=False)
-
-    # ── the prefix cache ────────────────────────────────────────────────────────────────────────────────────────
-
-    def _keep_computed(self, sequence: Sequence) -> None:
-        """Store what an ending sequence computed, as far as its tokens are known, to the last of them."""
-        num_tokens = min(sequence.num_computed, len(sequence.tokens))
-        self._store_prefix(sequence, num_tokens)
-        keeps_tail = self.cache is not None and not self.cache.needs_checkpoint and not self._grid
-        if self.cache is not None and keeps_tail and not sequence.request.skips_prefix_cache:
-            self.cache.insert_tail(
-                sequence.cache_key[: self._keepable(sequence, num_tokens)],
-                lambda start, end: self.store.segment(sequence, start, end),
-                namespace=sequence.request.namespace,
-            )
-
-    def _keepable(self, sequence: Sequence, num_tokens: int) -> int:
-        return num_tokens if self._keeps_answers else min(num_tokens, sequence.num_prompt_tokens - 1)
-
-    def _store_prefix(self, sequence: Sequence, num_tokens: int) -> None:
-        """Store the whole grains of what was computed."""
-        if self.cache is None or sequence.request.skips_prefix_cache:
-            return
-        num_tokens = self._keepable(sequence, num_tokens) // self._grain * self._grain
-        checkpoint = None
-        if self.cache.needs_checkpoint:
-            checkpoint = self.store.checkpoint(sequence, num_tokens)
-            if checkpoint is None:
-                return
-        elif num_tokens <= sequence.num_inserted:
-            return
-        sequence.num_inserted = self.cache.insert(
-            sequence.cache_key[:num_tokens],
-            lambda start, end: self.store.segment(sequence, start, end),
-            checkpoint=checkpoint,
-            namespace=sequence.request.namespace,
-        )

@@ -104,6 +104,11 @@ class Sequence:
         return self.num_completion_tokens + self.num_pending
 
     @property
+    def num_known_computed(self) -> int:
+        """Computed tokens that are known here: the last computed one may still be pending."""
+        return min(self.num_computed, len(self.tokens))
+
+    @property
     def prefill_end(self) -> int:
         """Tokens that chunks compute, or a stored prefix gives: the last one is left to a decode step."""
         return (self.num_prompt_tokens if self.redecodes else self.num_tokens) - 1
