@@ -84,8 +84,8 @@ class EngineHarness:
                 writer=Worker("disk writer"),
                 reader=Worker("disk reader"),
             )
-            while self.tier.fault == "not open yet":
-                self.tier.wait(0.1)
+            while self.tier.jobs.fault == "not open yet":
+                self.tier.jobs.wait(0.1)
                 self.tier.poll(0)
         self.scheduler = Scheduler(
             self.runner,

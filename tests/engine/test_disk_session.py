@@ -80,7 +80,7 @@ def test_a_preempted_row_that_was_swapped_goes_on_where_it_was(name: str, folder
     request_id = harness.ask(prompt, max_tokens=60)
     harness.step(40)
     harness.scheduler.preempt(harness.scheduler.running[request_id])
-    assert harness.tier is not None and harness.tier.counters.num_swaps == 1
+    assert harness.tier is not None and harness.tier.metrics()["disk_cache"]["num_swaps"] == 1
     harness.cache.set_budget(1 << 28)
     before = harness.scheduler.counters.num_prefilled_tokens
     harness.run()

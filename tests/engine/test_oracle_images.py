@@ -97,4 +97,4 @@ def test_prefixes_that_come_back_from_disk_keep_pictures_apart(subject: Subject,
     assert answers == subject.expected
     # Prompts of these tokenizers may be too short to be worth a read; where they are not, they were read.
     if max(len(prompt) for prompt in subject.prompts) > 100:
-        assert second.tier.counters.num_restored_tokens > 0
+        assert second.tier.metrics()["disk_cache"]["num_restored_tokens"] > 0

@@ -246,9 +246,9 @@ class Simulation:
             self.cache.check()
             locks = sum(len(list(s.lease.held())) for s in scheduler.running.values() if s.lease)
             if self.has_disk:
-                locks += sum(len(list(p.pin.node.path())) for p in self.tier._restores if p.pin)
-                in_flight_bytes = sum(p.nbytes for p in self.tier._in_flight.values())
-                assert in_flight_bytes <= self.tier._in_flight_bytes, "bytes on their way to disk are not conserved"
+                locks += sum(len(list(p.pin.node.path())) for p in self.tier.restores.under_way if p.pin)
+                in_flight_bytes = sum(p.nbytes for p in self.tier.jobs._in_flight.values())
+                assert in_flight_bytes <= self.tier.jobs.pending_bytes, "bytes on their way to disk are not conserved"
             assert locks == sum(node.num_locks for node in self.cache.nodes()), "a lock without an owner"
 
     def check_end(self) -> None:
@@ -261,7 +261,8 @@ class Simulation:
                 if not self.engine.idle() and not self.writer.jobs and not self.reader.jobs:
                     break
             self.tier.poll(1 << 30)
-            assert not self.tier.is_restoring and self.tier._in_flight_bytes == 0, "the disk tier does not come to rest"
+            is_at_rest = not self.tier.restores.under_way and self.tier.jobs.pending_bytes == 0
+            assert is_at_rest, "the disk tier does not come to rest"
             self.cache.check()
         if self.cache is not None:
             assert all(node.num_locks == 0 for node in self.cache.nodes())

@@ -28,8 +28,8 @@ class DiskVisits:
 
     def rest(self) -> None:
         """Nothing could be planned although somebody waits: let the disk go on."""
-        if self.tier is not None and self.tier.is_restoring:
-            self.tier.wait(0.02)
+        if self.tier is not None and self.tier.restores.under_way:
+            self.tier.jobs.wait(0.02)
 
     def idle(self) -> bool:
         """A moment with nothing to compute: write what is worth keeping. True while more can be written."""
@@ -37,7 +37,7 @@ class DiskVisits:
             return False
         self.tier.poll(_BYTES_IDLE)
         self.tier.harvest(_BYTES_A_STEP, is_idle=True)
-        return self.tier.has_pending or self.tier.is_restoring
+        return self.tier.has_pending or bool(self.tier.restores.under_way)
 
     def is_awaited(self, sequence: Sequence) -> bool:
         """Look on the disk, once it is this sequence's turn, and wait for what is there."""
@@ -52,15 +52,15 @@ class DiskVisits:
             return False
         key, limit = sequence.cache_key, sequence.prefill_end
         if not sequence.is_on_disk:
-            sequence.is_on_disk = self.tier.is_worth_reading(key, request.namespace, limit)
+            sequence.is_on_disk = self.tier.restores.is_worth_reading(key, request.namespace, limit)
             if not sequence.is_on_disk:
                 sequence.num_restores = _MAX_RESTORES  # looking again each step is not free
                 return False
-        if self.tier.is_busy:
+        if self.tier.restores.is_busy:
             return True
         sequence.num_restores += 1
         sequence.is_on_disk = False
-        sequence.restore = self.tier.restore(key, request.namespace, limit)
+        sequence.restore = self.tier.restores.begin(key, request.namespace, limit)
         return sequence.restore is not None
 
     def swap_out(self, sequence: Sequence, num_tokens: int, store: KVStore, sizer: ChunkSizer) -> None:

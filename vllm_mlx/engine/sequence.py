@@ -24,7 +24,7 @@ from vllm_mlx.engine.request import Request
 from vllm_mlx.engine.step import CacheReport, FinishReason, Timings, TokenLogprobs, Usage
 
 if TYPE_CHECKING:
-    from vllm_mlx.engine.disk_tier import Restore
+    from vllm_mlx.engine.disk_restores import Restore
 
 
 class Status(Enum):
