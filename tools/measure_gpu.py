@@ -40,6 +40,7 @@ from vllm_mlx.engine.ranks import LeadRunner  # noqa: E402
 from vllm_mlx.engine.request import Prompt, Request, SamplingParams  # noqa: E402
 from vllm_mlx.engine.runner import ModelRunner  # noqa: E402
 from vllm_mlx.engine.step import EngineStatus, TokenEvent  # noqa: E402
+from vllm_mlx.models import prompt_attention  # noqa: E402
 from vllm_mlx.models.profile import ModelProfile  # noqa: E402
 from vllm_mlx.models.text import TextModel  # noqa: E402
 
@@ -57,6 +58,8 @@ SHAPES: dict[str, dict[str, Any]] = {
                intermediate_size=12288, tie_word_embeddings=False),
 }  # fmt: skip
 ROUNDS = 3
+MLX_ATTENTION = mx.fast.scaled_dot_product_attention  # before ours is put in its place
+prompt_attention.install()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +144,27 @@ def prompts_of(context: str, rows: int, seed: int, vocab: int) -> list[list[int]
     return [[rng.randrange(vocab) for _ in range(length)] for length in lengths]
 
 
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def as_served(model: qwen3.Model) -> TextModel:
+    """The model as the engine takes it; once for a model, because it puts modules of its own around the layers'."""
+    _folders.append(tempfile.TemporaryDirectory())  # the engine reads the config to know what activations take
+    folder = Path(_folders[-1].name)
+    (folder / "config.json").write_text(json.dumps(asdict(model.args)))
+    return TextModel(model, ModelProfile("qwen3", folder, "qwen3", vocab_size=model.args.vocab_size))
+
+
 class Ours:
     """The engine stepped in a loop. `lead`: makes its runner one that other processes follow."""
 
     def __init__(
         self,
-        model: qwen3.Model,
+        model: TextModel,
         rows: int,
         slack_bytes: int,
         lead: Callable[[ModelRunner], LeadRunner] | None = None,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory()  # the engine reads the config to know what activations take
-        folder = Path(self._folder.name)
-        (folder / "config.json").write_text(json.dumps(asdict(model.args)))
-        profile = ModelProfile("qwen3", folder, "qwen3", vocab_size=model.args.vocab_size)
         self.options = EngineOptions(
             memory_bytes=_free_bytes() // 2,
             prefix_cache_bytes=0,
@@ -163,9 +173,8 @@ class Ours:
             seed=0,
             slack_bytes=slack_bytes,
         )
-        self.text_model = TextModel(model, profile)
         self.tokens: dict[str, list[int]] = defaultdict(list)
-        self.engine: Engine = build_engine(self.text_model, self.options, self._hear, lead=lead)
+        self.engine: Engine = build_engine(model, self.options, self._hear, lead=lead)
         self._count = 0
         self._waited_s = 0.0
         collect = self.engine.runner.collect
@@ -208,6 +217,14 @@ class Ours:
 
 def run_theirs(model: qwen3.Model, prompts: Sequence[list[int]], num_steps: int) -> tuple[float, list[float]]:
     """mlx-lm's BatchGenerator on the same prompts."""
+    mx.fast.scaled_dot_product_attention = MLX_ATTENTION
+    try:
+        return _run_theirs(model, prompts, num_steps)
+    finally:
+        prompt_attention.install()
+
+
+def _run_theirs(model: qwen3.Model, prompts: Sequence[list[int]], num_steps: int) -> tuple[float, list[float]]:
     generator = BatchGenerator(
         model, max_tokens=num_steps + 200, completion_batch_size=len(prompts), prefill_batch_size=min(8, len(prompts))
     )
@@ -238,8 +255,9 @@ def measure(
     bandwidth = copy_bandwidth()
     model = make_model(name, bits)
     plain = twin_of(model, bits) if with_theirs else None
+    served = as_served(model)
     for num_rows in rows:
-        ours = Ours(model, num_rows, slack_bytes)
+        ours = Ours(served, num_rows, slack_bytes)
         for context in contexts:
             found: dict[str, list[Any]] = {"ours": [], "theirs": []}
             error = ""
@@ -269,7 +287,7 @@ def measure(
 
 def measure_host(num_rows: int = 256, num_steps: int = 30) -> dict[str, float]:
     """Milliseconds a step of the parts that are the host's alone."""
-    ours = Ours(make_model("tiny", 16), num_rows, 16 << 20)
+    ours = Ours(as_served(make_model("tiny", 16)), num_rows, 16 << 20)
     runner: Any = ours.engine.runner
     engine, spent = ours.engine, {"plan": 0.0, "sample": 0.0, "commit": 0.0, "publish": 0.0}
 

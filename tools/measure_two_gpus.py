@@ -199,7 +199,7 @@ def time_sums(model: Any, options: argparse.Namespace) -> dict[str, float]:
 
 def measure(options: argparse.Namespace, model: Any, way: str, connections: Sequence[Connection] | None) -> None:
     """Tell every case of one way. `connections`: to the ranks that follow; None for the runner as it serves alone."""
-    from tools.measure_gpu import Ours, prompts_of
+    from tools.measure_gpu import Ours, as_served, prompts_of
     from vllm_mlx.engine.ranks import LeadRunner
 
     def send(messages: Any) -> None:
@@ -212,7 +212,7 @@ def measure(options: argparse.Namespace, model: Any, way: str, connections: Sequ
     rows = [int(n) for n in options.rows.split(",")]
     # The ranks that follow build their runner while this one does: its tracing is not evaluated, so they need not meet.
     lead = (lambda runner: LeadRunner(runner, send, lost)) if connections is not None else None
-    ours = Ours(model, max(rows), 512 << 20, lead)
+    ours = Ours(as_served(model), max(rows), 512 << 20, lead)
     for connection in connections or ():
         connection.send(ours.options)
     ours.run(prompts_of("64", max(rows), 99, model.args.vocab_size), 4)  # compiles what is compiled

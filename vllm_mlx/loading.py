@@ -32,7 +32,8 @@ KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
 # What may be spent on padding rather than on one more group of rows. A group costs a GPU some 2 ms of launches a step
 # (docs/benchmarks/gpu.md), in which it reads more than this; a CPU next to nothing.
-CPU_SLACK_BYTES, GPU_SLACK_BYTES = 16 << 20, 512 << 20
+# Padding takes time too, but on CUDA, where attention reads none of it.
+SLACK_BYTES = {"cpu": 16 << 20, "metal": 512 << 20, "cuda": 8 << 30}
 MIN_ACTIVATION_BYTES = 64 << 20
 # Freed buffers that MLX may keep for reuse on a CPU, where the memory is everybody's.
 CPU_CACHED_BYTES = 128 << 20
@@ -115,10 +116,10 @@ class Loading:
 
     def _share_memory(self) -> EngineOptions:
         """Divide what the weights have left, and tell MLX how many freed buffers it may keep of it."""
-        is_cpu = device.report().backend == "cpu"
-        options = engine_options(self._settings, device.free_bytes(), self._memory_bytes, is_cpu=is_cpu)
+        backend = device.report().backend
+        options = engine_options(self._settings, device.free_bytes(), self._memory_bytes, backend=backend)
         most_cached = options.activation_bytes
-        device.bound_cache(min(most_cached, CPU_CACHED_BYTES) if is_cpu else most_cached)
+        device.bound_cache(min(most_cached, CPU_CACHED_BYTES) if backend == "cpu" else most_cached)
         return options
 
     def _build_engine(
@@ -153,7 +154,7 @@ def check_it_fits(files: ModelFiles) -> None:
 
 
 def engine_options(
-    settings: Settings, free_bytes: int, memory_bytes: int | None = None, *, is_cpu: bool = True
+    settings: Settings, free_bytes: int, memory_bytes: int | None = None, *, backend: str = "cpu"
 ) -> EngineOptions:
     """The engine's plain values out of the settings and the memory that is left beside the weights."""
     cache, batch = settings.cache, settings.batch
@@ -170,7 +171,7 @@ def engine_options(
         prefix_cache_bytes=prefix_cache_bytes,
         # What rows and prefixes leave is halved between activations and buffers kept for reuse.
         activation_bytes=max(MIN_ACTIVATION_BYTES, int(memory_bytes / KV_SHARE * (1 - KV_SHARE) / 2)),
-        slack_bytes=CPU_SLACK_BYTES if is_cpu else GPU_SLACK_BYTES,
+        slack_bytes=SLACK_BYTES[backend],
         max_rows=batch.max_num_seqs,
         max_tokens_per_step=batch.max_batch_tokens,
         prefill_step=batch.prefill_step_size,

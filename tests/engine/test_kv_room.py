@@ -73,3 +73,23 @@ def test_of_the_last_segment_only_what_the_lease_covers_is_taken():
     row.load([source.segment(0, 32).layers[0], source.segment(32, 64).layers[0]], 41)
     assert row.offset == 41 and row.buffers()[0][0].shape[2] == 41
     assert mx.array_equal(row.planes()[0][0], source.rows[0].planes()[0][0][:, :, :41])
+
+
+@pytest.mark.parametrize("copies_quickly, most_tokens, num_groups", [
+    (False, None, 2),  # a row of 8 beside one of 200: not before both have stood apart for a while
+    (True, None, 1),
+    (True, 100_000, 1),
+    (True, 300, 2),  # padding the short one would take more than there is
+])  # fmt: skip
+def test_short_rows_join_long_ones_at_once_where_copies_are_quick_and_memory_allows(
+    copies_quickly, most_tokens, num_groups
+):
+    batch = DecodeBatch(
+        RowCache([KVCache()]), can_group=True, slack_tokens=1000, copies_quickly=copies_quickly, most_tokens=most_tokens
+    )
+    for name, length in (("short", 8), ("long", 200)):
+        cache = RowCache([KVCache()])
+        filled(cache, 0, length)
+        batch.join(name, cache, length)
+    batch.arrange()
+    assert batch.num_groups == num_groups

@@ -32,6 +32,8 @@ MERGE_WASTE = 1.2
 # stood apart, the more times, for by then the copy is worth it.
 MAX_SIZE_RATIO = 4
 PATIENCE_STEPS = 8
+# Where copying is quick beside the launches of another group.
+QUICK_COPY_SIZE_RATIO = 64
 MANY_GROUPS = 6
 # Places that a row's own buffers may have beyond what it would get.
 ROOM_SLACK = 8
@@ -121,18 +123,30 @@ class DecodeBatch:
 
     `is_apart`: groups are never merged. `num_rows`, for these: rows of every step, 0 for as many as there are; no more
     than these may join.
-    `slack_tokens` may be wasted beyond the bound: so little memory is not worth the time that a further group costs.
+    `slack_tokens` may be wasted beyond the bound, as far as all stays below `most_tokens`: so little memory is not
+    worth the time that a further group costs.
+    `copies_quickly`: groups of any size are merged at once.
     `waste_ratio`: tokens the buffers hold for each token alive, in the last step.
     """
 
     def __init__(
-        self, like: RowCache, *, can_group: bool, slack_tokens: int = 0, is_apart: bool = False, num_rows: int = 0
+        self,
+        like: RowCache,
+        *,
+        can_group: bool,
+        slack_tokens: int = 0,
+        is_apart: bool = False,
+        num_rows: int = 0,
+        copies_quickly: bool = False,
+        most_tokens: int | None = None,
     ) -> None:
         self._like = like
         self._can_group = can_group
         self._is_apart = is_apart
         self._num_rows = num_rows
         self._slack_tokens = slack_tokens
+        self._most_tokens = most_tokens
+        self._size_ratio = QUICK_COPY_SIZE_RATIO if copies_quickly else MAX_SIZE_RATIO
         self._groups: list[RowGroup] = []
         self._places: dict[str, tuple[RowGroup, int]] = {}
         self._spreads: list[Spread | None] = []
@@ -303,11 +317,14 @@ class DecodeBatch:
         return best[::-1]
 
     def _allowed_tokens(self, waste: float) -> float:
-        return waste * self.alive_tokens + self._slack_tokens
+        bound = waste * self.alive_tokens
+        if self._most_tokens is None:
+            return bound + self._slack_tokens
+        return bound + max(0.0, min(self._slack_tokens, self._most_tokens - bound))
 
     def _may_merge(self, first: RowGroup, second: RowGroup) -> bool:
         small, large = sorted((first.held_tokens, second.held_tokens))
-        ratio = MAX_SIZE_RATIO * (1 + min(first.age, second.age) / PATIENCE_STEPS)
+        ratio = self._size_ratio * (1 + min(first.age, second.age) / PATIENCE_STEPS)
         return len(self._groups) > MANY_GROUPS or large <= ratio * small
 
 

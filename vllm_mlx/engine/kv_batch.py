@@ -49,6 +49,7 @@ class Frame:
         self.span = max(self.lengths) + num_new
         self.is_uniform = min(self.lengths) == max(self.lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
+        self.num_seen = self.offset + 1
         self._positions = self.offset[:, None]
         if num_new > 1:
             self._positions = self._positions + mx.arange(num_new, dtype=mx.int32)
@@ -114,6 +115,14 @@ class AttentionRows:
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
         assert self.frame is not None and N == 1, "each token of a step is a row of its own"
         return self.frame.mask(None, window_size)
+
+    def seen(self, mask: mx.array | None) -> tuple[mx.array, int] | None:
+        """If what `mask`, one of this step's, says is that each row's token sees the first of the row's: how many,
+        int32 [R], and the most. None else, and where all rows see the same."""
+        frame = self.frame
+        if frame is None or mask is None or frame.num_new > 1 or mask is not frame.mask(None, None):
+            return None
+        return frame.num_seen, frame.span
 
     def size(self) -> int:
         return self.frame.span - self.frame.num_new if self.frame else 0
@@ -198,6 +207,9 @@ class QuantizedAttentionRows(AttentionRows):
         super().__init__(like)
         self.bits = like.bits
         self.group_size = like.group_size
+
+    def seen(self, mask: mx.array | None) -> None:
+        return None  # what knows it takes plain arrays
 
 
 class WindowRows:

@@ -70,8 +70,9 @@ class ModelRunner:
 
     Models whose caches cannot stand side by side are decoded row by row, all rows within one step. `checkpoint_step`:
     every so many tokens of decoding, the state of layers that cannot be sliced is kept (0 for never). `slack_bytes`: so
-    much memory may be wasted on padding, whatever the ratio. `is_invariant`: no answer may depend on what is computed
-    beside it; `invariance` says what that takes here. `samples`: False on ranks that only compute their part.
+    much memory may be wasted on padding, whatever the ratio, as long as rows take less than `rows_bytes`.
+    `is_invariant`: no answer may depend on what is computed beside it; `invariance` says what that takes here.
+    `samples`: False on ranks that only compute their part.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ModelRunner:
         media_cache: MediaCache[Features] | None = None,
         checkpoint_step: int = 0,
         slack_bytes: int = 16 << 20,
+        rows_bytes: int | None = None,
         is_invariant: bool = False,
         samples: bool = True,
         seed: int | None = None,
@@ -94,7 +96,9 @@ class ModelRunner:
             self.layout, lambda tokens, entries: model.prefill(tokens, 0, entries, None, {})
         )
         example = self._example = self.layout.new_row()
-        self._slack_tokens = slack_bytes // max(1, self.footprint.per_token)
+        per_token = max(1, self.footprint.per_token)
+        self._slack_tokens = slack_bytes // per_token
+        self._most_tokens = rows_bytes // per_token if rows_bytes is not None else None
         self.needs_checkpoint = not example.is_sliceable
         self.is_batched = example.is_batchable and model.profile.runs_batched
         self.can_group = self.is_batched and model.can_group and self._decodes_in_groups()
@@ -338,6 +342,8 @@ class ModelRunner:
                 slack_tokens=self._slack_tokens,
                 is_apart=self.invariance.is_promised,
                 num_rows=self.invariance.num_rows,
+                copies_quickly=mx.cuda.is_available(),
+                most_tokens=self._most_tokens,
             )
         for seat in seats:
             if seat.cache is not None:

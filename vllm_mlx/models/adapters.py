@@ -22,7 +22,7 @@ import mlx.nn as nn
 
 from ..errors import ModelLoadError
 from .adapter_files import LowRank, read_adapter
-from .grouped import ByGroup, RowWindow
+from .grouped import Around, RowWindow
 
 SPLIT_OUT = (nn.AllToShardedLinear, nn.QuantizedAllToShardedLinear)
 SPLIT_IN = (nn.ShardedToAllLinear, nn.QuantizedShardedToAllLinear)
@@ -149,6 +149,7 @@ class AdapterBank:
 
     def __init__(self, model: Any, window: RowWindow) -> None:
         self._model = model
+        self._window = window
         self._rows = RowSlots(window)
         self._slots: dict[str, int] = {}
         self._num_slots = 1
@@ -175,6 +176,7 @@ class AdapterBank:
         for path, layer in self._layers.items():
             layer.put(self._num_slots, {slot: parts.get(path)})
         self._slots[name] = slot
+        self._window.is_adapted = True
         nbytes = sum(part.a.nbytes + part.b.nbytes for part in whole.values())
         return AdapterFacts(name, max(part.a.shape[1] for part in whole.values()), len(whole), nbytes)
 
@@ -188,6 +190,7 @@ class AdapterBank:
             linears[path].put(self._layers.pop(path).inner)
         if not self._slots:
             self._num_slots = 1
+            self._window.is_adapted = False
 
     def close(self) -> None:
         """Let go of the model."""
@@ -257,7 +260,7 @@ def linear_layers(model: Any) -> Iterator[tuple[str, Place]]:
     """
     first = getattr(getattr(model, "model", None), "start_idx", 0)
     for number, layer in enumerate(getattr(model, "layers", ()), first):
-        yield from _linears_below(layer, f"layers.{number}")
+        yield from _linears_below(layer.inner if isinstance(layer, Around) else layer, f"layers.{number}")
 
 
 def _linears_below(module: nn.Module, path: str) -> Iterator[tuple[str, Place]]:
@@ -266,7 +269,7 @@ def _linears_below(module: nn.Module, path: str) -> Iterator[tuple[str, Place]]:
             continue  # lists of modules hold experts, which adapters do not reach
         if isinstance(child, (*LINEAR, AdaptedLinear)):
             yield f"{path}.{name}", Place(module, name)
-        elif isinstance(child, ByGroup):
+        elif isinstance(child, Around):
             yield from _linears_below(child.inner, f"{path}.{name}")
         else:
             yield from _linears_below(child, f"{path}.{name}")

@@ -68,31 +68,40 @@ class GroupedMask(Protocol):
 
 
 class RowWindow:
-    """For each row that a `ByGroup` is at, the index of its first token in the step; None outside and for plain calls.
+    """What the layers put around a model's, and the adapters among its linear ones, know of each other.
 
-    Layers inside that treat rows apart (adapters) look here.
+    `rows`: for each row that a `ByGroup` is at, the index of its first token in the step; None outside and for plain
+    calls. `is_adapted`: some linear layers are not what they were when the model was loaded.
     """
 
     rows: Sequence[int] | None = None
+    is_adapted = False
 
 
-class ByGroup(nn.Module):
-    """Calls `inner` once for each group of rows, or plainly when the cache is not grouped.
+class Around(nn.Module):
+    """A module in the place of `inner`, which answers whatever else is asked of it."""
 
-    Arguments are told apart by the names `inner` gives them; whatever else is asked of it, `inner` answers.
-    """
-
-    def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self._window = window
-        self._names = " ".join(names)  # a tuple would be taken for parameters
-        self._cache_at = names.index("cache")
 
     def __getattr__(self, name: str) -> Any:
         if name in self or "inner" not in self:
             return super().__getattr__(name)
         return getattr(self["inner"], name)
+
+
+class ByGroup(Around):
+    """Calls `inner` once for each group of rows, or plainly when the cache is not grouped.
+
+    Arguments are told apart by the names `inner` gives them.
+    """
+
+    def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
+        super().__init__(inner)
+        self._window = window
+        self._names = " ".join(names)  # a tuple would be taken for parameters
+        self._cache_at = names.index("cache")
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
         cache = args[self._cache_at] if len(args) > self._cache_at else kwargs.get("cache")

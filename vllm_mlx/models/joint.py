@@ -9,7 +9,8 @@ it does, but only what reads the cache runs group by group:
     output projection                                  all tokens
 
 A step's rows differ in length, so a decode step attends under a mask, one token a row. MLX's CUDA backend has no fused
-kernel for that and falls back to something slow; there the same is composed of plain operations (`COMPOSES_MASKED`).
+kernel for that and falls back to something slow; there we have one of our own (`cuda_kernels.py`) for rows that see all
+of their tokens, and for others the same is composed of plain operations (`COMPOSES_MASKED`).
 
 `tests/models/test_joint.py` holds each listed class against the plain way.
 """
@@ -24,7 +25,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
+from . import cuda_kernels
+from .fused import FusedHeads
 from .grouped import ByGroup, Group, RowWindow, Spread
+from .prompt_attention import composed
 
 # Classes of mlx-lm that project, turn, attend and project back, with the same attribute names; `q_norm` and `k_norm`,
 # where a class in the second line has them, are applied to each head before it is turned.
@@ -60,38 +64,58 @@ class Together:
 
 
 class JointAttention(ByGroup):
-    """A `ByGroup` that calls `inner` as a whole only when the cache is not grouped, and not always then."""
+    """A `ByGroup` that calls `inner` as a whole only when the cache is not grouped, and not always then.
+
+    `heads`: its projections in few launches, where there is such a thing.
+    """
 
     def __init__(self, inner: nn.Module, names: tuple[str, ...], window: RowWindow) -> None:
         super().__init__(inner, names, window)
         self._has_norms = _KNOWN[_name_of(inner)]
+        self.heads = FusedHeads.of(inner, has_norms=self._has_norms)
+
+    def is_joint_call(self, x: mx.array, mask: Any, cache: Any) -> bool:
+        """Whether `attend` may be called with these: tokens [T, 1, D] of a step of many rows."""
+        if getattr(cache, "groups", None) is not None:
+            return True
+        is_step = x.shape[1] == 1 and hasattr(cache, "frame")
+        return is_step and (self.heads is not None or COMPOSES_MASKED and isinstance(mask, mx.array))
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        groups: Sequence[Group] | None = getattr(cache, "groups", None)
-        if groups is None:
-            if not (COMPOSES_MASKED and x.shape[1] == 1 and isinstance(mask, mx.array)):
-                return super().__call__(x, mask, cache)
-            groups = [Together(0, x.shape[0], cache)]
-        inner = self.inner
-        queries, keys, values = self._project(x, cache.offset)
+        if not self.is_joint_call(x, mask, cache):
+            return super().__call__(x, mask, cache)
+        projected: mx.array = self.inner.o_proj(self.attend(x, mask, cache))
+        return projected
+
+    def attend(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+        """All but the output projection: `x` [T, 1, D], tokens of a step or all of one row with a cache of its own,
+        -> [T, 1, heads * dim]."""
+        groups, positions = _places_of(x.shape[0], cache)
+        queries, keys, values = self._project(x, positions)
         outs = []
         for group in groups:
             own_keys, own_values = group.entry.update_and_fetch(_rows_of(keys, group), _rows_of(values, group))
             own_mask = mask.of(group.entry) if hasattr(mask, "of") else mask
-            own_queries = _rows_of(queries, group)
-            if COMPOSES_MASKED and own_queries.shape[2] == 1 and _are_arrays(own_mask, own_keys):
-                out = composed_attention(own_queries, own_keys, own_values, own_mask, inner.scale)
-            else:
-                out = scaled_dot_product_attention(
-                    own_queries, own_keys, own_values, cache=group.entry, scale=inner.scale, mask=own_mask
-                )
+            out = self._attend_to(_rows_of(queries, group), own_keys, own_values, own_mask, group.entry)
             outs.append(_tokens_of(out, group))
-        joined = outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0)
-        projected: mx.array = inner.o_proj(joined)
-        return projected
+        return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=0)
+
+    def _attend_to(self, queries: mx.array, keys: Any, values: Any, mask: mx.array | None, entry: Any) -> mx.array:
+        scale = self.inner.scale
+        if COMPOSES_MASKED and queries.shape[2] == 1 and _are_arrays(mask, keys):
+            seen = entry.seen(mask) if hasattr(entry, "seen") else None
+            if seen is not None and cuda_kernels.can_attend(queries, keys):
+                num_seen, most_seen = seen
+                return cuda_kernels.ragged_attention(queries, entry.keys, entry.values, num_seen, most_seen, scale)
+            assert mask is not None
+            return composed(queries, keys, values, scale, mask)
+        out: mx.array = scaled_dot_product_attention(queries, keys, values, cache=entry, scale=scale, mask=mask)
+        return out
 
     def _project(self, x: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """`x` [T, 1, D] at int32 [T] -> queries [T, heads, 1, dim], keys and values [T, kv heads, 1, dim]."""
+        if self.heads is not None and not self._window.is_adapted:
+            return self.heads(x, positions)
         inner, num_tokens = self.inner, x.shape[0]
         queries = inner.q_proj(x).reshape(num_tokens, inner.n_heads, 1, -1)
         keys = inner.k_proj(x).reshape(num_tokens, inner.n_kv_heads, 1, -1)
@@ -101,17 +125,13 @@ class JointAttention(ByGroup):
         return inner.rope(queries, offset=positions), inner.rope(keys, offset=positions), values
 
 
-def composed_attention(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array, scale: float) -> mx.array:
-    """Attention of one token a row, of plain operations.
-
-    `queries` [R, H, 1, D], `keys` and `values` [R, K, T, D] where K divides H, `mask` bool [R, 1, 1, T]; gives
-    [R, H, 1, D].
-    """
-    rows, heads, _, dim = queries.shape
-    grouped = (queries * scale).reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
-    scores = grouped @ keys.swapaxes(-1, -2)
-    scores = mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
-    return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(rows, heads, 1, -1)
+def _places_of(num_tokens: int, cache: Any) -> tuple[Sequence[Group], mx.array]:
+    """The groups that tokens stand in, and their positions, int32 [T]."""
+    groups: Sequence[Group] | None = getattr(cache, "groups", None)
+    if groups is not None or hasattr(cache, "frame"):
+        return groups or [Together(0, num_tokens, cache)], cache.offset
+    positions = mx.arange(cache.offset, cache.offset + num_tokens, dtype=mx.int32)
+    return [Together(0, num_tokens, cache, Spread((num_tokens,)))], positions
 
 
 def _are_arrays(*values: Any) -> bool:

@@ -16,7 +16,7 @@ import mlx_lm.models.activations
 import mlx_lm.utils
 
 from ..errors import ModelLoadError
-from . import row_kernels
+from . import prompt_attention, row_kernels
 from .base import LanguageModel
 from .memory import available_memory_bytes
 from .mtp import MtpTextModel, read_head
@@ -61,6 +61,7 @@ def load(
     `--dtype auto` makes float32 of the weights on a CPU only if they then take at most `unpack_limit_bytes`.
     """
     row_kernels.install(mlx_lm.models.activations)
+    prompt_attention.install()
     profile = read_profile(path)
     if mllm and not profile.is_multimodal:
         raise ModelLoadError(f"{profile.name} has no image, video or audio encoder; serve it without --mllm.")

@@ -16,7 +16,7 @@ import mlx_vlm.utils
 from mlx_vlm.models.cache import make_prompt_cache
 
 from ..errors import ModelLoadError
-from . import row_kernels
+from . import prompt_attention, row_kernels
 from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import SeesWholeSpans
@@ -118,6 +118,7 @@ def load_multimodal(profile: ModelProfile, precision: Precision, *, trust_remote
             f"{profile.name} brings its own Python code; serve it with --trust-remote-code if you trust its source."
         )
     row_kernels.install(mlx_vlm.models.activations)
+    prompt_attention.install()
     with loading(profile):
         model = mlx_vlm.utils.load_model(profile.path, lazy=True, trust_remote_code=trust_remote_code)
         apply_precision(model, precision)

@@ -17,6 +17,7 @@ from ..errors import EngineError
 from .adapters import AdapterBank
 from .base import Features, Prompt
 from .cache_view import GroupsQueries
+from .fused import fuse_layers, unfuse_layers
 from .grouped import RowWindow, group_mixers, ungroup_mixers
 from .joint import by_group
 from .profile import ModelProfile
@@ -51,9 +52,12 @@ class TextModel:
         self.profile = profile
         window = RowWindow()
         self.can_group = profile.runs_batched and group_mixers(model, window, by_group)
+        if self.can_group:
+            fuse_layers(model, window)
         self.adapters = AdapterBank(model, window)
 
     def ungroup(self) -> None:
+        unfuse_layers(self._model)
         ungroup_mixers(self._model)
         self.can_group = False
 

@@ -67,8 +67,7 @@ def load(settings: Settings) -> tuple[Any, Measurer, bool]:
     loaded = loader.load(
         files.folder, mllm=model.mllm, dtype=model.dtype, trust_remote_code=model.trust_remote_code
     ).model
-    is_cpu = device.report().backend == "cpu"
-    options = engine_options(files.settings, device.free_bytes(), is_cpu=is_cpu)
+    options = engine_options(files.settings, device.free_bytes(), backend=device.report().backend)
     runner: Any = build_engine(loaded, options, lambda events, status: None).runner
     return files.profile, EngineMeasurer(loaded, options), runner.speculator is not None
 
