@@ -47,6 +47,13 @@ def test_a_causal_prompt_is_computed_on_the_grid(num_queries, num_keys, shapes) 
     assert all(n % GRID == 0 for pair in shapes for n in pair) and len(shapes) == 1
 
 
+def test_rows_are_computed_one_by_one(shapes) -> None:
+    q, k, v = given(40, 300, rows=3)
+    wanted = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=causal(40, 300))
+    assert mx.allclose(attention(q, k, v, scale=0.3, mask="causal"), wanted, atol=4e-3)
+    assert shapes == [(256, 512)] * 3
+
+
 @pytest.mark.parametrize("rows, num_queries, num_keys", [(1, 30, 30), (3, 20, 75)])
 def test_under_a_mask_it_is_composed(rows, num_queries, num_keys, shapes) -> None:
     q, k, v = given(num_queries, num_keys, rows)

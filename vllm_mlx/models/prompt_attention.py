@@ -38,7 +38,9 @@ def attention(
     num_keys = k.shape[2]
     if num_queries > 1 and sinks is None and q.dtype in _PLANNED:
         if isinstance(mask, str) and mask == "causal" and num_keys >= num_queries:
-            return _on_grid(q, k, v, scale, options)
+            # Row by row: another number of rows would be another shape.
+            outs = [_on_grid(q[i : i + 1], k[i : i + 1], v[i : i + 1], scale, options) for i in range(rows)]
+            return outs[0] if rows == 1 else mx.concatenate(outs, axis=0)
         is_array = isinstance(mask, mx.array) and mask.dtype == mx.bool_ and mask.ndim == 4 and mask.shape[1] == 1
         if is_array and rows * heads * num_queries * num_keys <= MOST_SCORES:
             return composed(q, k, v, scale, mask)
@@ -47,6 +49,7 @@ def attention(
 
 
 def _on_grid(q: mx.array, k: mx.array, v: mx.array, scale: float, options: dict[str, Any]) -> mx.array:
+    """Of one row."""
     num_queries, num_keys = q.shape[2], k.shape[2]
     in_front = (num_keys - num_queries) % GRID
     behind = -num_keys % (GRID if num_keys <= LONG else LONG_GRID)
