@@ -66,11 +66,19 @@ class Crowd:
         self._engine.cancel(next(iter(self._engine.scheduler.running)))
 
     def steps(self, count: int) -> list[float]:
-        """Seconds of processor time (neighbours on the machine do not count) of each of the next steps."""
+        """Seconds of processor time (neighbours on the machine do not count) of each of the next steps.
+
+        Each step's work is waited for, so that it counts for the step that launched it: a prompt's last chunk is still
+        being computed when its row joins.
+        """
+        import mlx.core as mx
+
+        mx.synchronize()
         times = []
         for _ in range(count):
             started = time.process_time()
             self._engine.step()
+            mx.synchronize()
             times.append(time.process_time() - started)
         return times
 

@@ -214,7 +214,8 @@ class PrefixCache:
 
     def _part_behind(self, node: Node, rest: tuple[int, ...]) -> Node:
         """The child that agrees longest with `rest`; some child does."""
-        return max(node.children.values(), key=lambda child: common_prefix(child.key[: self.block_size], rest))
+        alike = (child for child in node.children.values() if child.key[0] == rest[0])
+        return max(alike, key=lambda child: common_prefix(child.key[: self.block_size], rest))
 
     def match_length(self, key: tuple[int, ...], *, namespace: str = "", usable_only: bool = False) -> int:
         """How far `key` agrees with what is stored, in tokens, or how much of it could be used; changes nothing."""
@@ -410,7 +411,8 @@ class PrefixCache:
 
     def _partial(self, node: Node, rest: tuple[int, ...]) -> int:
         """Tokens of `rest` that agree with some child's first block."""
-        return max((common_prefix(block, rest) for block in node.children), default=0)
+        # Comparing the first token first: a system prompt may have thousands of conversations behind it.
+        return max((common_prefix(block, rest) for block in node.children if block[0] == rest[0]), default=0)
 
     def _cut(self, node: Node, position: int) -> Node:
         """Split `node` at `position` (a block boundary inside its run); returns the upper half."""
