@@ -134,7 +134,7 @@ class Loading:
             draft_model=draft,
             lead=self._ranks.lead if self._ranks is not None else None,
         )
-        engine.on_idle.append(device.IdleRelease())
+        engine.on_idle.append(device.IdleRelease(lambda: engine.num_steps))
         return engine
 
     def _bank_of(self, chat: LoadedModel, engine: Engine) -> Bank:

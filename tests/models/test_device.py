@@ -1,4 +1,4 @@
-"""Memory goes back to the system when the engine is idle, not more often than asked."""
+"""Memory goes back to the system when the engine has been idle for a while."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import pytest
 from vllm_mlx.models import device
 
 
-def test_memory_is_released_when_idle_but_not_at_every_idle_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_released_once_when_nothing_was_done_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[float] = []
-    times = [0.0]
-    monkeypatch.setattr(device, "release_cached", lambda: released.append(times[-1]))
-    idle = device.IdleRelease(interval_s=30, clock=lambda: times[-1])
-    for moment in (1.0, 29.0, 31.0, 40.0, 61.0):
-        times.append(moment)
+    now, steps = [0.0], [0]
+    monkeypatch.setattr(device, "release_cached", lambda: released.append(now[0]))
+    idle = device.IdleRelease(lambda: steps[0], after_s=300, clock=lambda: now[0])
+    # Work until 100; idle moments right after it and every half minute.
+    moments = (0, 0), (100, 50), (130, 50), (390, 50), (400, 50), (430, 50), (800, 50), (801, 60), (1100, 60), (1101, 60)
+    for moment, done in moments:
+        now[0], steps[0] = moment, done
         assert idle() is False
-    assert released == [31.0, 61.0]
+    assert released == [400, 1101]
 
 
 def test_releasing_twice_is_harmless() -> None:

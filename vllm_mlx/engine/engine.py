@@ -100,7 +100,7 @@ class Engine:
         self._in_flight: Launched | None = None
         self._committed: list[Committed] = []
         self._pulse = Pulse()
-        self._num_steps = 0
+        self.num_steps = 0
         self._last_collected = clock()
         self._paused_s = 0.0
         self._requests: tuple[float, tuple[Progress, ...]] = (0.0, ())
@@ -187,7 +187,7 @@ class Engine:
 
     def _launch(self, plan: StepPlan) -> Launched | None:
         try:
-            self._num_steps += 1
+            self.num_steps += 1
             return self.runner.launch(plan, self.scheduler.running)
         except Exception as error:  # the step boundary: whatever went wrong is answered and counted
             self._fail(plan, error)
@@ -266,7 +266,7 @@ class Engine:
             failure=self._pulse.failure,
             num_waiting=len(scheduler.waiting),
             num_running=len(scheduler.running),
-            num_steps=self._num_steps,
+            num_steps=self.num_steps,
             batch_rows=len(self._in_flight.plan.decode) if self._in_flight else 0,
             kv_bytes=scheduler.kv_bytes,
             kv_budget_bytes=scheduler.limits.kv_budget_bytes,

@@ -66,17 +66,29 @@ def release_cached() -> None:
 
 
 class IdleRelease:
-    """An engine's idle callback that releases memory after work, at most once in `interval_s`; it makes no work."""
+    """An engine's idle callback that releases memory, once, when nothing was done for `after_s`; it makes no work.
 
-    def __init__(self, interval_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval_s = interval_s
+    `num_steps` says how much was done. Not at once: the next request would have the same memory mapped again, page by
+    page, which takes longer than a short answer.
+    """
+
+    def __init__(
+        self, num_steps: Callable[[], int], after_s: float = 300.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._num_steps = num_steps
+        self._after_s = after_s
         self._clock = clock
-        self._last = clock()
+        self._seen_steps = -1
+        self._idle_since = clock()
+        self._is_released = False
 
     def __call__(self) -> bool:
-        if self._clock() - self._last >= self._interval_s:
+        now, steps = self._clock(), self._num_steps()
+        if steps != self._seen_steps:
+            self._seen_steps, self._idle_since, self._is_released = steps, now, False
+        elif not self._is_released and now - self._idle_since >= self._after_s:
             release_cached()
-            self._last = self._clock()
+            self._is_released = True
         return False
 
 
