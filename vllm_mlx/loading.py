@@ -31,8 +31,7 @@ from vllm_mlx.settings import Settings
 KV_SHARE = 0.8
 MIN_PREFIX_CACHE_BYTES = 100 << 20
 # What may be spent on padding rather than on one more group of rows. A group costs a GPU some 2 ms of launches a step
-# (docs/benchmarks/gpu.md), in which it reads more than this; a CPU next to nothing.
-# Padding takes time too, but on CUDA, where attention reads none of it.
+# (docs/benchmarks/gpu.md), in which it reads more than 512 MiB; a CPU next to nothing. CUDA attention reads no padding.
 SLACK_BYTES = {"cpu": 16 << 20, "metal": 512 << 20, "cuda": 8 << 30}
 MIN_ACTIVATION_BYTES = 64 << 20
 # Freed buffers that MLX may keep for reuse on a CPU, where the memory is everybody's.

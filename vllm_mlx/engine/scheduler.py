@@ -169,9 +169,11 @@ class Scheduler:
         self._grant_wish()
         budget = max(self._max_tokens_per_step, self.limits.max_rows + self._block_size)
         decode = self._plan_decode()
-        left = min(budget - len(decode), self._chunk_sizer.limit(len(decode), self._deepest_prefill()))
+        prefilling = [s for s in self.running.values() if s.is_prefilling]
+        deepest = max((s.num_computed for s in prefilling), default=0)  # deeper chunks cost more time and more memory
+        left = min(budget - len(decode), self._chunk_sizer.limit(len(decode), deepest))
         chunks: list[Chunk] = []
-        for sequence in self.policy.prefill_order([s for s in self.running.values() if s.is_prefilling], now):
+        for sequence in self.policy.prefill_order(prefilling, now):
             left -= self._plan_chunk(sequence, left, chunks)
         while left >= self._block_size and self.counters.num_preemptions == num_preempted:
             admitted = self._admit(now)
@@ -186,7 +188,9 @@ class Scheduler:
     def _plan_decode(self) -> list[Sequence]:
         """The running sequences that get their one token; when memory is short, those of the lowest rank give way."""
         ready = [s for s in self.running.values() if s.wants_token]
-        if not self._has_room(sum(self._growth(s) for s in ready)):
+        # No token takes more than a sequence's first: enough to know as long as there is plenty.
+        at_most = len(ready) * self.store.bytes_for(1)
+        if at_most > self._free_bytes and not self._has_room(sum(self._growth(s) for s in ready)):
             ready = self._fit(ready)
         for sequence in ready:
             sequence.num_computed += 1
@@ -247,10 +251,6 @@ class Scheduler:
             return position
         return next((s.end for s in prompt.media if s.start < position < s.end), position)
 
-    def _deepest_prefill(self) -> int:
-        """Context depth of the deepest prefill: deeper chunks cost more time and more memory."""
-        return max((s.num_computed for s in self.running.values() if s.is_prefilling), default=0)
-
     # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, now: float) -> Sequence | None:
@@ -306,10 +306,11 @@ class Scheduler:
         At the beginning of a plan, because what is planned already must not be preempted.
         """
         wish, self._wish = self._wish, None
-        victim = max(self.running.values(), key=self.policy.rank, default=None)
-        if wish is not None and victim is not None and wish.status is Status.WAITING:
-            if self.policy.displaces(wish, victim, self._now):
-                self.preempt(victim)
+        if wish is None or wish.status is not Status.WAITING or not self.running:
+            return
+        victim = max(self.running.values(), key=self.policy.rank)
+        if self.policy.displaces(wish, victim, self._now):
+            self.preempt(victim)
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────
 

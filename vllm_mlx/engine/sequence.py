@@ -54,6 +54,7 @@ class Sequence:
     order: int
     arrived: float
     tokens: list[int] = field(default_factory=list)
+    num_prompt_tokens: int = field(init=False)
     redecodes: bool = False
     status: Status = Status.WAITING
     num_computed: int = 0
@@ -78,16 +79,13 @@ class Sequence:
     prefill_checked: float = float("-inf")
 
     def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.request.prompt)
         if not self.tokens:
             self.tokens = list(self.request.prompt.token_ids)
 
     @property
     def id(self) -> str:
         return self.request.id
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt)
 
     @property
     def num_completion_tokens(self) -> int:
@@ -120,7 +118,7 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        return self.num_to_prefill > 0
+        return self.prefill_end > self.num_computed
 
     @property
     def will_store_prefix(self) -> bool:
@@ -130,7 +128,7 @@ class Sequence:
     @property
     def wants_token(self) -> bool:
         """Ready to decode: all but the last token computed, and the budget of completion tokens not used up."""
-        return self.num_to_prefill == 0 and self.num_sampled < self.request.max_tokens
+        return not self.is_prefilling and self.num_sampled < self.request.max_tokens
 
     @property
     def is_repeating(self) -> bool:
