@@ -154,9 +154,14 @@ def test_an_answer_outlives_the_server_that_gave_it_until_others_take_its_place(
 
 def test_a_warm_prompt_has_been_computed_before_anybody_asks(trusting):
     usage = post(trusting, messages=WARM).json()["usage"]
-    cached = usage["prompt_tokens_details"]["cached_tokens"]
-    # Whole blocks of 32; a mebibyte would not hold two of them in 32 bits.
-    assert cached >= 64 and cached % 32 == 0 and cached <= usage["prompt_tokens"]
+    # All but the last token; a mebibyte would not hold two blocks of 32 in 32 bits.
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1 > 64
+
+
+def test_less_than_a_block_is_not_kept(trusting):
+    short = [post(trusting, messages=[{"role": "user", "content": "Say hello to the lazy dog."}]).json()["usage"] for _ in range(2)]
+    assert 16 < short[1]["prompt_tokens"] <= 32  # the default block of 16 would be kept
+    assert short[1]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 def test_a_model_that_sees_is_served_as_one_that_does_not(trusting):

@@ -71,14 +71,14 @@ class Crowd:
         Each step's work is waited for, so that it counts for the step that launched it: a prompt's last chunk is still
         being computed when its row joins.
         """
-        import mlx.core as mx
+        from vllm_mlx.models import device  # imports MLX
 
-        mx.synchronize()
+        device.finish()
         times = []
         for _ in range(count):
             started = time.process_time()
             self._engine.step()
-            mx.synchronize()
+            device.finish()
             times.append(time.process_time() - started)
         return times
 

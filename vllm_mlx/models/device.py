@@ -55,6 +55,11 @@ def bound_cache(num_bytes: int) -> None:
     mx.set_cache_limit(num_bytes)
 
 
+def finish() -> None:
+    """Wait until all work that was launched is done."""
+    mx.synchronize()
+
+
 def release_cached() -> None:
     """Give freed memory back to the system: MLX's cache of buffers, and what the C library keeps. MLX thread.
 

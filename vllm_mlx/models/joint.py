@@ -78,8 +78,8 @@ class JointAttention(ByGroup):
         """Whether `attend` may be called with these: tokens [T, 1, D] of a step of many rows."""
         if getattr(cache, "groups", None) is not None:
             return True
-        is_step = x.shape[1] == 1 and hasattr(cache, "frame")
-        return is_step and (self.heads is not None or COMPOSES_MASKED and isinstance(mask, mx.array))
+        gains = self.heads is not None or (COMPOSES_MASKED and isinstance(mask, mx.array))
+        return gains and x.shape[1] == 1 and hasattr(cache, "frame")
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         if not self.is_joint_call(x, mask, cache):
