@@ -159,7 +159,8 @@ def test_a_warm_prompt_has_been_computed_before_anybody_asks(trusting):
 
 
 def test_less_than_a_block_is_not_kept(trusting):
-    short = [post(trusting, messages=[{"role": "user", "content": "Say hello to the lazy dog."}]).json()["usage"] for _ in range(2)]
+    hello = [{"role": "user", "content": "Say hello to the lazy dog."}]
+    short = [post(trusting, messages=hello).json()["usage"] for _ in range(2)]
     assert 16 < short[1]["prompt_tokens"] <= 32  # the default block of 16 would be kept
     assert short[1]["prompt_tokens_details"]["cached_tokens"] == 0
 
