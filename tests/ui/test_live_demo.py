@@ -6,11 +6,13 @@ Where it matters what the model says, the question is one that it must know, or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 
 import httpx
 import pytest
+from playwright.async_api import TimeoutError as NotInTime
 
 from tests.ui.acts import PICTURE, ask, assert_nothing_scrolls_sideways, done, expect, png, words
 
@@ -185,7 +187,8 @@ async def test_a_reload_in_the_middle_of_an_answer_keeps_what_was_written_and_en
     await page.click("text=Try again")
     await expect(page.locator(".note.bad")).to_have_count(0)
     await expect(words(page)).to_contain_text("lighthouse")
-    await page.click("#stop")
+    with contextlib.suppress(NotInTime):  # on a busy machine the answer may be over by now
+        await page.click("#stop", timeout=2000)
     await expect(page.locator(".answer .branches")).to_contain_text("2 / 2")
 
 
