@@ -76,7 +76,8 @@ def test_a_default_of_the_server_holds_on_every_route_until_the_request_says_oth
     by_flag = {text_of(post(defaults, route, **HOT, **limit)) for _ in range(3)}
     assert len(by_flag) == 1, "top_k 1 leaves no choice"
     if route != "responses":  # it has no top_k
-        own = {text_of(post(defaults, route, **HOT, **limit, top_k=0)) for _ in range(4)}
+        boiling = {**HOT, "temperature": 20.0}  # at 1.9 four answers may well be the same
+        own = {text_of(post(defaults, route, **boiling, **limit, top_k=0)) for _ in range(4)}
         assert len(own) > 1
 
 
