@@ -7,6 +7,7 @@ import mlx.core as mx
 
 def ragged_attention(queries, keys, values, lengths, longest, scale):
     rows, heads, _, dim = queries.shape
+    assert queries.dtype == keys.dtype == values.dtype
     assert int(mx.max(lengths)) <= longest <= keys.shape[2] and int(mx.min(lengths)) >= 1
     sees = (mx.arange(keys.shape[2])[None] < lengths[:, None])[:, None, None]
     q, k, v = (x.astype(mx.float32) for x in (queries, keys, values))
@@ -16,6 +17,7 @@ def ragged_attention(queries, keys, values, lengths, longest, scale):
 
 
 def turned_heads(heads, num_heads, num_kv_heads, norms, eps, positions, frequencies):
+    assert all(norm.dtype == heads.dtype for norm in norms or ())
     num_tokens, dim = heads.shape[0], 2 * frequencies.shape[0]
     parts = heads.astype(mx.float32).reshape(num_tokens, -1, 1, dim)
     queries, keys, values = mx.split(parts, [num_heads, num_heads + num_kv_heads], axis=1)
@@ -38,6 +40,7 @@ def swiglu_halves(both):
 
 
 def add_norm(x, y, weight, eps):
+    assert x.dtype == y.dtype == weight.dtype
     total = x + y
     return total, normed(total.astype(mx.float32), weight, eps).astype(total.dtype)
 

@@ -136,6 +136,20 @@ def test_layers_are_plain_as_long_as_adapters_are_loaded(kernels, tmp_path) -> N
     assert set(kernels) == {"ragged_attention"}
 
 
+@pytest.mark.parametrize("norm", ["input_layernorm", "post_attention_layernorm", "q_norm"])
+def test_norms_of_another_type_stay_plain(norm, kernels, tmp_path) -> None:
+    model = make_model("qwen3")
+    model.set_dtype(mx.bfloat16)
+    layer = model.model.layers[1]
+    module = layer.self_attn.q_norm if norm == "q_norm" else getattr(layer, norm)
+    module.weight = module.weight.astype(mx.float32)
+    served = as_text_model(model, tmp_path)
+    fused_layers = [isinstance(layer, FusedLayer) for layer in model.model.layers]
+    # The layer before norms for the next one too.
+    assert fused_layers == [norm != "input_layernorm", False, True]
+    assert decode(served, (LENGTHS,)).shape == (4, 80)
+
+
 def test_what_was_fused_can_be_taken_apart(kernels, tmp_path) -> None:
     model = make_model("llama")
     layers = list(model.layers)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -49,12 +50,16 @@ class Frame:
         self.span = max(self.lengths) + num_new
         self.is_uniform = min(self.lengths) == max(self.lengths)
         self.offset = mx.array(self.lengths, dtype=mx.int32)
-        self.num_seen = self.offset + 1
         self._positions = self.offset[:, None]
         if num_new > 1:
             self._positions = self._positions + mx.arange(num_new, dtype=mx.int32)
         self._masks: dict[tuple[int | None, int | None], mx.array | None] = {}
         self._slots: dict[int | None, mx.array] = {}
+
+    @cached_property
+    def num_seen(self) -> mx.array:
+        """int32 [R]: of a token a row, how many of the row's it sees, itself among them."""
+        return self.offset + 1
 
     def slots(self, ring: int | None) -> mx.array:
         """int32 [R, 1, N, 1]: where each row's tokens are written, in a plain buffer or a ring of that size."""

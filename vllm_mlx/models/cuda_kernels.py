@@ -84,10 +84,11 @@ def _bits(x: float) -> int:
     return int(bits)
 
 
-def can_attend(queries: mx.array, keys: mx.array) -> bool:
+def can_attend(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
     """Whether `ragged_attention` takes these."""
     heads, dim = queries.shape[1], queries.shape[3]
-    return dim in HEAD_DIMS and heads // keys.shape[1] <= MAX_HEADS_PER_KV_HEAD and queries.dtype in _TYPES
+    is_known = dim in HEAD_DIMS and heads // keys.shape[1] <= MAX_HEADS_PER_KV_HEAD and queries.dtype in _TYPES
+    return is_known and queries.dtype == keys.dtype == values.dtype
 
 
 def ragged_attention(

@@ -99,13 +99,21 @@ def _product_of(linear: nn.Module) -> Product | None:
     return None
 
 
+def _have_one_type(linears: Sequence[nn.Module], norms: Sequence[nn.Module]) -> bool:
+    """Whether all numbers are of one type, as the kernels take them: some checkpoints keep their norms in float32."""
+    arrays = [linear[name] for linear in linears for name in _PARTS if name in linear]
+    types = {array.dtype for array in (*arrays, *(norm.weight for norm in norms))}
+    return len([dtype for dtype in types if mx.issubdtype(dtype, mx.floating)]) == 1
+
+
 # ── queries, keys and values ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class FusedHeads:
-    """The projections of an attention layer, with its norms and its rotary positions."""
+    """The projections of an attention layer, with its norms and its rotary positions, of input of type `dtype`."""
 
-    def __init__(self, call: Callable[..., Any], arrays: Arrays, constants: Arrays) -> None:
+    def __init__(self, call: Callable[..., Any], arrays: Arrays, constants: Arrays, dtype: mx.Dtype) -> None:
+        self.dtype = dtype
         self._call = call
         self._arrays = arrays
         self._constants = constants
@@ -119,13 +127,16 @@ class FusedHeads:
         frequencies = _frequencies(inner.rope, dim)
         if dim not in cuda_kernels.HEAD_DIMS or frequencies is None:
             return None
-        found = as_product([inner.q_proj, inner.k_proj, inner.v_proj])
+        linears = [inner.q_proj, inner.k_proj, inner.v_proj]
+        one_type = _have_one_type(linears, [inner.q_norm, inner.k_norm] if has_norms else [])
+        found = as_product(linears) if one_type else None
         if found is None:
             return None
         product, arrays = found
         eps, norms = (inner.q_norm.eps, (inner.q_norm.weight, inner.k_norm.weight)) if has_norms else (0.0, ())
         mx.eval(frequencies)
-        return cls(_heads(product, inner.n_heads, inner.n_kv_heads, eps), arrays, (frequencies, *norms))
+        call = _heads(product, inner.n_heads, inner.n_kv_heads, eps)
+        return cls(call, arrays, (frequencies, *norms), arrays[1 if product.bits else 0].dtype)
 
     def __call__(self, x: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """`x` [T, 1, W] at int32 [T] -> queries [T, H, 1, D], keys and values [T, K, 1, D]."""
@@ -184,7 +195,8 @@ class FusedLayer(Around):
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         layer, handed = self.inner, self._handed
         is_step = x.shape[1] == 1 and layer.self_attn.is_joint_call(x, mask, cache)
-        if self._window.is_adapted or not (is_step or _is_prompt(x, cache)):
+        is_plain = self._window.is_adapted or x.dtype != layer.self_attn.heads.dtype
+        if is_plain or not (is_step or _is_prompt(x, cache)):
             out: mx.array = layer(x, mask, cache)
             return out
         if handed.of is x and handed.tokens is not None:
@@ -206,7 +218,7 @@ class FusedLayer(Around):
         one = mx.array([1], dtype=mx.int32)
         queries, keys, _ = attention.heads(x, one)
         room = mx.broadcast_to(keys, (*keys.shape[:2], cuda_kernels.SPLIT_TOKENS + 1, keys.shape[3]))
-        if cuda_kernels.can_attend(queries, keys):
+        if cuda_kernels.can_attend(queries, keys, keys):
             for longest in (1, room.shape[2]):  # alone, and split
                 queries = cuda_kernels.ragged_attention(queries, room, room, one, longest, attention.inner.scale)
         arrays, norms = self._given()
@@ -278,10 +290,14 @@ def _parts_of(layer: nn.Module, following: nn.Module | None) -> tuple[Callable[.
         return None
     mlp = layer.mlp
     width = mlp.gate_proj.weight.shape[0]
-    if layer.self_attn.heads is None or width % 8 or layer.input_layernorm.weight.shape[0] % 8:
+    entry, heads = layer.input_layernorm.weight, layer.self_attn.heads
+    if heads is None or heads.dtype != entry.dtype or width % 8 or entry.shape[0] % 8:
         return None
-    found = [as_product(linears) for linears in
-             ([layer.self_attn.inner.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])]  # fmt: skip
+    parts = [layer.self_attn.inner.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
+    norms = [layer.input_layernorm, *_norms(layer, following)]
+    if not _have_one_type([linear for part in parts for linear in part], norms):
+        return None
+    found = [as_product(linears) for linears in parts]
     products = [pair[0] for pair in found if pair is not None]
     if len(products) < len(found):
         return None

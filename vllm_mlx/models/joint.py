@@ -104,7 +104,7 @@ class JointAttention(ByGroup):
         scale = self.inner.scale
         if COMPOSES_MASKED and queries.shape[2] == 1 and _are_arrays(mask, keys):
             seen = entry.seen(mask) if hasattr(entry, "seen") else None
-            if seen is not None and cuda_kernels.can_attend(queries, keys):
+            if seen is not None and cuda_kernels.can_attend(queries, keys, values):
                 num_seen, most_seen = seen
                 return cuda_kernels.ragged_attention(queries, entry.keys, entry.values, num_seen, most_seen, scale)
             assert mask is not None
@@ -114,7 +114,7 @@ class JointAttention(ByGroup):
 
     def _project(self, x: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """`x` [T, 1, D] at int32 [T] -> queries [T, heads, 1, dim], keys and values [T, kv heads, 1, dim]."""
-        if self.heads is not None and not self._window.is_adapted:
+        if self.heads is not None and x.dtype == self.heads.dtype and not self._window.is_adapted:
             return self.heads(x, positions)
         inner, num_tokens = self.inner, x.shape[0]
         queries = inner.q_proj(x).reshape(num_tokens, inner.n_heads, 1, -1)
